@@ -1,0 +1,157 @@
+"""The records that cross the control interface: what the daemon answers and the SDK reads.
+
+All sizes are bytes, all times seconds since the epoch (UTC), all rates bytes per second.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import msgspec
+
+Status = Literal["new", "downloading", "ready", "failed", "archived"]
+STATUSES: tuple[str, ...] = ("new", "downloading", "ready", "failed", "archived")
+
+SourceType = Literal["local", "s3", "aws", "wasabi", "web"]
+
+
+class Progress(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """How far a creation is. ``bytes_total`` is 0 while it is not known."""
+
+    phase: str = ""  # "listing", "downloading", "reading", "finishing"
+    bytes_done: int = 0
+    bytes_total: int = 0
+    files_done: int = 0
+    files_total: int = 0
+    bytes_reused: int = 0  # of bytes_done: found in the store, neither fetched nor written again
+    rate_bytes_per_second: float = 0.0
+    eta_seconds: float | None = None
+
+
+class CheckpointInfo(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """One checkpoint. Before it is ready its ``id`` is that of the creation (``c-…``)."""
+
+    id: str
+    name: str
+    status: Status
+    size: int = 0  # logical bytes
+    billed_size: int = 0  # as size: a checkpoint is charged once, by its size
+    files: int = 0
+    directories: int = 0
+    created: float = 0.0
+    creation: str = ""  # the creation's own id; still finds the checkpoint when it is ready
+    source_type: str = ""
+    source_uri: str = ""  # never holds credentials
+    reason: str = ""  # why it failed
+    reason_code: str = ""  # errors.CkptfsError.code of it
+    progress: Progress | None = None
+    jobs: list[str] = []
+    # Filled by `show`, not by `list`:
+    unique_bytes: int | None = None  # in chunks that no other checkpoint uses
+    shared_bytes: int | None = None  # in chunks that another checkpoint uses too
+    stored_bytes: int | None = None  # distinct chunk bytes of this checkpoint, each counted once
+    whole_files: int | None = None
+
+
+class TreeEntry(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """One line of `tree`. ``path`` has undecodable bytes as surrogate escapes (\\udcXX)."""
+
+    path: str
+    type: Literal["d", "f", "l"]
+    size: int = 0
+    executable: bool = False
+    target: str = ""
+
+
+class JobCheckpoint(msgspec.Struct, kw_only=True):
+    name: str
+    id: str
+    source: str  # the directory under the daemon's mount, to be bound into the job
+    target: str  # where it belongs in the job's own view
+
+
+class JobInfo(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """A job and what is attached for it."""
+
+    job: str
+    checkpoints: list[JobCheckpoint]
+    path: str  # what TRAINML_CHECKPOINT_PATH is on the host, without binds
+    env: dict[str, str]
+    created: float = 0.0
+    expires: float | None = None
+    pid: int | None = None  # the lease ends with this process
+
+
+class StoreStatus(msgspec.Struct, kw_only=True):
+    path: str
+    checkpoints: int
+    chunks: int
+    logical_bytes: int  # the sum of the checkpoints' sizes
+    stored_bytes: int  # the sum of the lengths of all stored chunks, each once
+    physical_bytes: int  # what the blobs take on the disk (st_blocks)
+    disk_free_bytes: int
+    disk_total_bytes: int
+    format: int
+
+
+class StatusInfo(msgspec.Struct, kw_only=True):
+    version: str
+    pid: int
+    started: float
+    socket: str
+    mount: str
+    mounted: bool
+    mount_note: str  # what this mount cannot do, and why; empty when there is nothing to say
+    store: StoreStatus
+    jobs: int
+    creations: int
+    counters: dict[str, int]
+
+
+class Damage(msgspec.Struct, kw_only=True):
+    """One chunk that is not what it should be, and one place that shows it."""
+
+    checkpoint: str
+    path: str
+    offset: int
+    length: int
+    problem: str
+
+
+class VerifyReport(msgspec.Struct, kw_only=True):
+    checkpoint: str
+    id: str
+    chunks: int
+    bytes: int
+    damaged: list[Damage]
+
+
+class DoctorCheck(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """One question of `doctor`: is it there, and what to do if not."""
+
+    name: str
+    ok: bool
+    detail: str
+    remedy: str = ""
+    required: bool = True
+
+
+class CreateRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    name: str
+    source_uri: str
+    source_type: str = ""  # empty: by the URI
+    source_options: dict[str, str] = {}
+    extract: Literal["auto", "yes", "no"] = "auto"
+    # Kept in memory for the creation only; never logged, stored or shown.
+    credentials: dict[str, str] = {}
+
+
+class AttachRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    job: str = ""  # empty: the daemon chooses one
+    checkpoints: list[str]
+    bind_to_caller: bool = False  # end the lease with the calling process (its peer pid)
+    ttl_seconds: float | None = None
+
+
+def to_builtins(value: Any) -> Any:
+    return msgspec.to_builtins(value)
