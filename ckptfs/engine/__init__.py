@@ -1,0 +1,15 @@
+"""How bytes move: the verbs of ckptfs, over a store and sources, under trio.
+
+- ``engine``     the facade that the daemon's control interface and the mount use
+- ``config``     every limit, with its unit
+- ``catalog``    what checkpoints there are; references; tree
+- ``creations``  all creations under way; ``creation`` one of them; ``ingest`` one file of it
+- ``attach``     leases of jobs
+- ``verify``     read everything, compare with the digests
+- ``view``       what the mount shows; ``reader`` a file's bytes from its extents; ``content`` for `cat`
+"""
+
+from ckptfs.engine.config import EngineConfig
+from ckptfs.engine.engine import Engine
+
+__all__ = ["Engine", "EngineConfig"]

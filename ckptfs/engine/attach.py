@@ -1,0 +1,220 @@
+"""Who uses what: leases of jobs on checkpoints.
+
+A lease is persistent, so a restarted daemon shows every job what it showed before. It ends when the
+job is detached, when its time runs out, or with the process that it is bound to: that process is
+watched through a pidfd, which also says so when it was killed. A process is named by its number and
+its start time, because numbers are used again.
+
+What is attached is what the mount shows: one directory per checkpoint that has a lease.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+
+import structlog
+import trio
+
+from ckptfs.engine.config import EngineConfig
+from ckptfs.errors import Conflict, MountError, NotFound, PermissionDenied, SpecificationError
+from ckptfs.model.digest import text_id
+from ckptfs.model.names import check_job_id
+from ckptfs.model.records import JobCheckpoint, JobInfo
+from ckptfs.store import Checkpoint, Lease, Store
+
+log = structlog.get_logger(__name__)
+
+# Where a job finds its checkpoints (TRAINML.md): the trainML path and the name that it has had since.
+JOB_PATH = "/opt/trainml/checkpoint"
+JOB_PATH_ALIAS = "/opt/ml/checkpoint"
+PATH_VARIABLES = ("TRAINML_CHECKPOINT_PATH", "ML_CHECKPOINT_PATH")
+
+_MAX_TTL_SECONDS = 366 * 24 * 3600.0
+
+
+class Leases:
+    """The leases of this node. All methods but the background tasks are synchronous and short."""
+
+    def __init__(self, store: Store, config: EngineConfig, on_change: Callable[[], None]) -> None:
+        self._store = store
+        self._config = config
+        self._on_change = on_change
+        self._leases: dict[tuple[str, int], Lease] = {(lease.job, lease.ordinal): lease for lease in store.leases()}
+        self._attached: dict[str, Checkpoint] = {}
+        self._nursery: trio.Nursery | None = None
+        self._watched: set[str] = set()
+        self._soonest = trio.Event()
+        self.refresh()
+
+    # --- What others ask -------------------------------------------------------------------------
+
+    def attached(self) -> dict[str, Checkpoint]:
+        """The checkpoints that the mount shows, by name. Do not change it."""
+        return self._attached
+
+    def jobs_of(self, ordinal: int) -> list[str]:
+        return sorted(job for job, of in self._leases if of == ordinal)
+
+    def refresh(self) -> None:
+        """Derive what is attached again: a lease or a name changed."""
+        ordinals = {ordinal for _, ordinal in self._leases}
+        found = (self._store.by_ordinal(ordinal) for ordinal in sorted(ordinals))
+        self._attached = {c.name: c for c in found if c is not None}
+        self._on_change()
+
+    def jobs(self) -> list[JobInfo]:
+        return [self.job(job) for job in sorted({job for job, _ in self._leases})]
+
+    def job(self, job: str) -> JobInfo:
+        leases = sorted((lease for (of, _), lease in self._leases.items() if of == job), key=lambda x: x.ordinal)
+        if not leases:
+            raise NotFound(f"there is no job {job!r} with an attached checkpoint; `ckptfs jobs` lists them")
+        checkpoints = [c for lease in leases if (c := self._store.by_ordinal(lease.ordinal)) is not None]
+        return self._info(job, checkpoints, leases[0])
+
+    def _info(self, job: str, checkpoints: list[Checkpoint], lease: Lease | None) -> JobInfo:
+        mount = self._config.mount or ""
+        alone = len(checkpoints) == 1
+        path = os.path.join(mount, checkpoints[0].name) if alone else mount
+        return JobInfo(
+            job=job,
+            checkpoints=[
+                JobCheckpoint(
+                    name=c.name,
+                    id=text_id(c.digest),
+                    source=os.path.join(mount, c.name),
+                    target=JOB_PATH if alone else os.path.join(JOB_PATH, c.name),
+                )
+                for c in checkpoints
+            ],
+            path=path,
+            env=dict.fromkeys(PATH_VARIABLES, path) if checkpoints else {},
+            created=lease.created if lease else 0.0,
+            expires=lease.expires if lease else None,
+            pid=lease.pid if lease else None,
+        )
+
+    # --- Changes ---------------------------------------------------------------------------------
+
+    def attach(self, job: str, checkpoints: list[Checkpoint], *, pid: int | None, ttl_seconds: float | None) -> JobInfo:
+        """Give a job leases. Attaching again is the same as once, and renews the time.
+
+        ``pid`` binds the leases to a process. Raises :class:`SpecificationError` for a bad job name or
+        time, :class:`Conflict` for a job that is bound to another process.
+        """
+        if self._config.mount is None:
+            raise MountError("this daemon runs without a mount (--no-mount): there is nothing to attach to")
+        job = check_job_id(job) if job else "job-" + secrets.token_hex(6)
+        if not checkpoints:
+            raise SpecificationError("checkpoints", "name at least one checkpoint to attach")
+        if ttl_seconds is not None and not 0 < ttl_seconds <= _MAX_TTL_SECONDS:
+            raise SpecificationError("ttl_seconds", "a lease lasts more than 0 seconds and at most 366 days")
+        mine = [lease for (of, _), lease in self._leases.items() if of == job]
+        if not mine and len({of for of, _ in self._leases}) >= self._config.max_jobs:
+            raise Conflict(f"{self._config.max_jobs} jobs are attached already (engine.max_jobs); detach some")
+        start = None
+        if pid is not None:
+            start = process_start(pid)
+            if start is None:
+                raise PermissionDenied(f"process {pid}, which asked for the lease, is not to be seen from the daemon")
+        if any((lease.pid, lease.pid_start) != (pid, start) for lease in mine):
+            raise Conflict(f"job {job!r} is bound to another process; detach it first or choose another --job")
+        now = time.time()
+        expires = now + ttl_seconds if ttl_seconds is not None else None
+        wanted = [Lease(job, c.ordinal, now, expires, pid, start) for c in checkpoints]
+        # The other leases of the job live as long as these: a job has one life.
+        wanted += [replace(old, expires=expires) for old in mine if old.ordinal not in {w.ordinal for w in wanted}]
+        self._store.put_leases(wanted)
+        for lease in wanted:
+            old = self._leases.get((job, lease.ordinal))
+            self._leases[job, lease.ordinal] = replace(lease, created=old.created) if old else lease
+        log.info("attached", job=job, checkpoints=[c.name for c in checkpoints], pid=pid, expires=expires)
+        self._watch(job)
+        self._soonest.set()
+        self.refresh()
+        return self.job(job)
+
+    def detach(self, job: str, ordinals: Iterable[int] | None = None, *, why: str = "asked") -> JobInfo:
+        """End a job's leases, all or some; what is left is the answer. Raises :class:`NotFound`."""
+        before = self.job(job)
+        gone = [o for of, o in self._leases if of == job] if ordinals is None else list(ordinals)
+        for ordinal in gone:
+            if (job, ordinal) not in self._leases:
+                raise NotFound(f"job {job!r} has no lease on that checkpoint; `ckptfs jobs` shows what it has")
+        self._store.delete_leases(job, gone)
+        for ordinal in gone:
+            del self._leases[job, ordinal]
+        log.info("detached", job=job, leases=len(gone), why=why)
+        self.refresh()
+        if any(of == job for of, _ in self._leases):
+            return self.job(job)
+        return JobInfo(job=job, checkpoints=[], path="", env={}, created=before.created)
+
+    def end_all_of(self, ordinal: int) -> None:
+        """A forced removal: nobody has a lease on it any more."""
+        for job in self.jobs_of(ordinal):
+            self.detach(job, [ordinal], why="the checkpoint is removed by force")
+
+    # --- Leases that end by themselves -----------------------------------------------------------
+
+    async def run(self) -> None:
+        """Watch processes and times until cancelled."""
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            for job in {job for job, _ in self._leases}:
+                self._watch(job)
+            while True:
+                self._soonest = trio.Event()
+                now = time.time()
+                for job in {lease.job for lease in self._leases.values() if lease.expires and lease.expires <= now}:
+                    self.detach(job, why="its time ran out")
+                times = [lease.expires for lease in self._leases.values() if lease.expires]
+                # The wall clock may jump: look again at least once a minute.
+                with trio.move_on_after(min(60.0, max(0.0, min(times) - now)) if times else 60.0):
+                    await self._soonest.wait()
+
+    def _watch(self, job: str) -> None:
+        lease = next((lease for (of, _), lease in self._leases.items() if of == job), None)
+        if lease is None or lease.pid is None or self._nursery is None or job in self._watched:
+            return
+        self._watched.add(job)
+        self._nursery.start_soon(self._until_exit, job, lease.pid, lease.pid_start)
+
+    async def _until_exit(self, job: str, pid: int, start: int | None) -> None:
+        try:
+            try:
+                pidfd = os.pidfd_open(pid)
+            except ProcessLookupError:
+                pidfd = -1
+            try:
+                # Opened first, compared then: a number that was used again meanwhile shows here.
+                if pidfd >= 0 and process_start(pid) == start:
+                    await trio.lowlevel.wait_readable(pidfd)
+            finally:
+                if pidfd >= 0:
+                    trio.lowlevel.notify_closing(pidfd)
+                    os.close(pidfd)
+        finally:
+            self._watched.discard(job)
+        mine = {(lease.pid, lease.pid_start) for (of, _), lease in self._leases.items() if of == job}
+        if mine == {(pid, start)}:
+            self.detach(job, why="its process ended")
+        else:
+            self._watch(job)
+
+
+def process_start(pid: int) -> int | None:
+    """When a process started, in clock ticks since boot (proc(5), field 22 of stat); None when it is
+    gone or a zombie. Together with the number it names one process for ever."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as stat:
+            fields = stat.read().rpartition(b")")[2].split()
+    except OSError:
+        return None
+    return None if fields[0] == b"Z" else int(fields[19])
+
+

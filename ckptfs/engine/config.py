@@ -1,0 +1,42 @@
+"""The engine's limits: every bound that it keeps has a name and a unit here.
+
+The daemon fills these from its configuration; the defaults are what a node with one local disk wants.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+MIB = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class EngineConfig:
+    # Where the mount is, for the paths that jobs are told; None when the daemon runs without one.
+    mount: str | None = None
+
+    # Creation
+    max_creations: int = 4  # that run at once; the others wait with the status "new"
+    max_checkpoint_bytes: int = 500 * 10**9  # trainML's limit for one checkpoint
+    max_entries: int = 2_000_000
+    reserve_free_bytes: int = 1 * 10**9  # of the store's disk, never filled by a creation
+    # Worker threads of one local creation. More than the cores only adds switches: reading and writing
+    # go through the page cache, hashing is pure CPU.
+    workers: int = 3
+    remote_workers: int = 8  # of one remote creation: these mostly wait for the network
+    # One worker's buffer, and so the longest run of chunks that is read in one call. Two target chunks:
+    # ranges of 4-16 MiB are the cheapest to fetch, and fresh memory is the dearest to touch.
+    buffer_bytes: int = 8 * MIB
+    # A commit waits for the disk; between commits a crash forgets what was put. These bound what it forgets.
+    commit_bytes: int = 512 * MIB
+    commit_seconds: float = 5.0
+    draft_retention_seconds: float = 24 * 3600.0  # how long a failed creation's bytes are kept for a resume
+
+    # Sources
+    connect_timeout_seconds: float = 10.0
+    read_timeout_seconds: float = 60.0
+    min_throughput_bytes_per_second: int = 10_000
+    retries: int = 5
+
+    # Leases
+    max_jobs: int = 10_000

@@ -1,0 +1,456 @@
+"""One creation: from a source to a published checkpoint.
+
+The creation is a task of the engine's nursery, not of the request that asked for it. It moves through
+listing, reading and finishing; worker threads move the bytes (:mod:`ckptfs.engine.ingest`), one task
+commits what was put every few seconds, and the first error ends them all. Whatever happens, the name
+is absent until :meth:`Draft.publish`, which is one transaction.
+
+What a failure leaves depends on whose fault it is: where a later try can go on (the source died, the
+daemon stops, somebody cancelled), what arrived is kept for a resume; where it cannot (a corrupt
+archive, a full disk), it is given back at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Callable
+from functools import partial
+from typing import TypeVar
+
+import structlog
+import trio
+from blake3 import blake3
+
+from ckptfs.engine import ingest
+from ckptfs.engine.config import EngineConfig
+from ckptfs.errors import CkptfsError, Interrupted, SourceNotFound, SourceTooLarge, StoreFull
+from ckptfs.model import manifest
+from ckptfs.model.admission import Admission
+from ckptfs.model.names import show_path
+from ckptfs.model.records import CheckpointInfo, CreateRequest, Progress
+from ckptfs.model.sizes import format_bytes
+from ckptfs.source.base import (
+    Source,
+    SourceDirectory,
+    SourceEntry,
+    SourceFile,
+    SourceHardlink,
+    SourceLink,
+    SourceSpecial,
+)
+from ckptfs.source.open import Limits, open_source, public_uri, source_type_of
+from ckptfs.store import Checkpoint, Draft, DraftFile, Store
+
+log = structlog.get_logger(__name__)
+
+# Small files are read, cut and put in batches: one hop to a thread for many of them.
+_BATCH_FILES = 256
+_SMALL_BYTES = 1 << 20
+_RATE_WINDOW_SECONDS = 10.0
+
+T = TypeVar("T")
+
+
+def request_key(request: CreateRequest) -> str:
+    """Names what is asked for, without secrets: equal keys may resume each other's drafts."""
+    hasher = blake3()
+    options = sorted(request.source_options.items())
+    for part in (source_type_of(request.source_uri, request.source_type), request.source_uri, request.extract):
+        hasher.update(part.encode("utf-8", "surrogateescape") + b"\0")
+    for key, value in options:
+        hasher.update(f"{key}={value}\0".encode())
+    return hasher.hexdigest(16)
+
+
+class Creation:
+    """The state of one creation; :meth:`run` makes the checkpoint."""
+
+    def __init__(self, store: Store, config: EngineConfig, request: CreateRequest, creation_id: str) -> None:
+        self.request = request
+        self.id = creation_id
+        self.created = time.time()
+        self.error: CkptfsError | None = None
+        self.checkpoint: Checkpoint | None = None
+        self.cancel_requested = False
+        self.done = trio.Event()
+        self._store = store
+        self._config = config
+        self._phase = ""
+        self._bytes_total = 0
+        self._files_total = 0
+        self._spooled: tuple[int, int] = (0, 0)
+        self._meter = ingest.Meter(config.max_checkpoint_bytes, lambda: self.cancel_requested)
+        self._samples: deque[tuple[float, int]] = deque()
+
+    # --- What others see -------------------------------------------------------------------------
+
+    @property
+    def status(self) -> str:
+        if self.error is not None:
+            return "failed"
+        if self.checkpoint is not None:
+            return "ready"
+        return "downloading" if self._phase in ("fetching", "reading", "finishing") else "new"
+
+    def info(self) -> CheckpointInfo:
+        return CheckpointInfo(
+            id=self.id,
+            name=self.request.name,
+            status=self.status,  # type: ignore[arg-type]
+            size=self._bytes_total,
+            billed_size=0,
+            files=self._files_total,
+            created=self.created,
+            creation=self.id,
+            source_type=source_type_of(self.request.source_uri, self.request.source_type),
+            source_uri=public_uri(self.request.source_uri),
+            reason=str(self.error) if self.error else "",
+            reason_code=self.error.code if self.error else "",
+            progress=self._progress(),
+        )
+
+    def _progress(self) -> Progress:
+        done, total = self._meter.bytes_done, self._bytes_total
+        if self._phase == "fetching":
+            done, total = self._spooled
+        now = time.monotonic()
+        if not self._samples or now - self._samples[-1][0] >= 0.2:
+            self._samples.append((now, done))
+        while len(self._samples) > 2 and now - self._samples[0][0] > _RATE_WINDOW_SECONDS:
+            self._samples.popleft()
+        (t0, b0), (t1, b1) = self._samples[0], self._samples[-1]
+        rate = max(0.0, (b1 - b0) / (t1 - t0)) if t1 > t0 else 0.0
+        return Progress(
+            phase=self._phase,
+            bytes_done=done,
+            bytes_total=total,
+            files_done=self._meter.files_done,
+            files_total=self._files_total,
+            bytes_reused=self._meter.bytes_reused,
+            rate_bytes_per_second=rate,
+            eta_seconds=(total - done) / rate if rate > 0 and total >= done else None,
+        )
+
+    def _enter(self, phase: str) -> None:
+        self._phase = phase
+        self._samples.clear()
+        log.info("creation phase", checkpoint=self.request.name, creation=self.id, phase=phase)
+
+    # --- The work --------------------------------------------------------------------------------
+
+    async def run(self, limiter: trio.CapacityLimiter) -> None:
+        """Make the checkpoint. Never raises but for cancellation: the outcome is in ``self``."""
+        draft: Draft | None = None
+        try:
+            draft = await _in_thread(
+                limiter,
+                partial(
+                    self._store.begin,
+                    name=self.request.name,
+                    creation=self.id,
+                    source_key=request_key(self.request),
+                    source_type=source_type_of(self.request.source_uri, self.request.source_type),
+                    source_uri=public_uri(self.request.source_uri),
+                ),
+            )
+            self.checkpoint = await self._make(draft, limiter)
+            log.info(
+                "checkpoint ready",
+                checkpoint=self.request.name,
+                bytes=self.checkpoint.size_bytes,
+                files=self.checkpoint.files,
+                reused=self._meter.bytes_reused,
+                seconds=round(time.time() - self.created, 3),
+            )
+        except trio.Cancelled:
+            self.error = Interrupted(
+                f"the creation of {self.request.name!r} was interrupted; create it again to go on from here"
+            )
+            if draft is not None:
+                with trio.CancelScope(shield=True):
+                    await _in_thread(limiter, draft.release)
+            raise
+        except BaseException as raised:
+            self.error = _first_of(raised, self.request.name)
+            if draft is not None:
+                await self._give_up(draft, self.error, limiter)
+        finally:
+            # Secrets live as long as the work that needs them.
+            self.request.credentials.clear()
+            self.done.set()
+
+    async def _give_up(self, draft: Draft, error: CkptfsError, limiter: trio.CapacityLimiter) -> None:
+        # A full disk is retryable for the user, but keeping the bytes would keep the disk full.
+        keep = error.retryable and not isinstance(error, StoreFull)
+        log.warning("creation failed", checkpoint=self.request.name, code=error.code, reason=str(error), kept=keep)
+        try:
+            with trio.CancelScope(shield=True):
+                await _in_thread(limiter, partial(draft.fail, str(error), error.code, keep=keep))
+        except CkptfsError as second:
+            # The disk that failed the creation may fail this too; the start-up sweep will do it then.
+            log.error("could not record a failed creation", checkpoint=self.request.name, reason=str(second))
+
+    async def _make(self, draft: Draft, limiter: trio.CapacityLimiter) -> Checkpoint:
+        self._enter("listing")
+        source = await _in_thread(limiter, partial(self._open, draft))
+        try:
+            admission = Admission(max_entries=self._config.max_entries)
+            files: dict[bytes, tuple[bool, DraftFile]] = {}
+            hardlinks: list[SourceHardlink] = []
+            async with self._committing(draft, limiter):
+                if source.sequential:
+                    self._enter("reading")
+                    self._bytes_total = source.total_bytes or 0
+                    work = partial(self._read_in_order, source, draft, admission, files, hardlinks)
+                    await _in_thread(limiter, work)
+                else:
+                    listed = await _in_thread(limiter, partial(self._list, source, admission, hardlinks))
+                    self._check_room(draft, sum(f.size_bytes or 0 for f in listed))
+                    self._enter("reading")
+                    await self._read_any_order(source, draft, listed, files, limiter)
+            self._enter("finishing")
+            return await _in_thread(limiter, partial(self._publish, draft, admission, files, hardlinks))
+        finally:
+            with trio.CancelScope(shield=True):
+                await _in_thread(limiter, source.close)
+
+    def _open(self, draft: Draft) -> Source:
+        config = self._config
+
+        def fetched(done: int, total: int) -> None:
+            if self._phase != "fetching":
+                self._enter("fetching")
+            self._spooled = (done, total)
+
+        return open_source(
+            self.request.source_uri,
+            source_type=self.request.source_type,
+            options=self.request.source_options,
+            credentials=self.request.credentials,
+            extract=self.request.extract,
+            spool=self._store.spool_path(draft.ordinal),
+            limits=Limits(
+                max_bytes=config.max_checkpoint_bytes,
+                max_entries=config.max_entries,
+                connect_timeout_seconds=config.connect_timeout_seconds,
+                read_timeout_seconds=config.read_timeout_seconds,
+                min_throughput_bytes_per_second=config.min_throughput_bytes_per_second,
+                retries=config.retries,
+            ),
+            report=fetched,
+            cancelled=lambda: self.cancel_requested,
+        )
+
+    def _list(self, source: Source, admission: Admission, hardlinks: list[SourceHardlink]) -> list[SourceFile]:
+        files: list[SourceFile] = []
+        total = 0
+        for entry in source.entries():
+            self._meter.check()
+            file = _admit(admission, entry, hardlinks)
+            if file is not None:
+                files.append(file)
+                total += file.size_bytes or 0
+                if total > self._config.max_checkpoint_bytes:
+                    raise SourceTooLarge(
+                        f"the source holds more than the {format_bytes(self._config.max_checkpoint_bytes)} "
+                        "that one checkpoint may have (store.max_checkpoint_bytes)"
+                    )
+        self._files_total = len(files)
+        self._bytes_total = total
+        return files
+
+    def _check_room(self, draft: Draft, total_bytes: int) -> None:
+        free = self._store.disk_free_bytes() - self._config.reserve_free_bytes
+        needed = total_bytes - draft.bytes_known
+        if needed > free:
+            raise StoreFull(
+                f"{self.request.name!r} needs {format_bytes(needed)} and the store has {format_bytes(max(0, free))} "
+                f"free (beside the reserve of {format_bytes(self._config.reserve_free_bytes)}); "
+                "remove checkpoints that nobody needs, or give the store a larger disk"
+            )
+
+    @contextlib.asynccontextmanager
+    async def _committing(self, draft: Draft, limiter: trio.CapacityLimiter) -> AsyncIterator[None]:
+        """Commit what was put, every few seconds or hundred megabytes, while the body runs."""
+
+        async def commit_now_and_then() -> None:
+            committed_at, committed_bytes = time.monotonic(), 0
+            while True:
+                await trio.sleep(0.1)
+                put = self._meter.bytes_done - committed_bytes
+                if put < self._config.commit_bytes and time.monotonic() - committed_at < self._config.commit_seconds:
+                    continue
+                committed_bytes = self._meter.bytes_done
+                await _in_thread(limiter, draft.commit)
+                committed_at = time.monotonic()
+                if self._store.disk_free_bytes() < self._config.reserve_free_bytes:
+                    raise StoreFull(
+                        f"the store's disk has less than the reserve of "
+                        f"{format_bytes(self._config.reserve_free_bytes)} free; {self.request.name!r} does not fit"
+                    )
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(commit_now_and_then)
+            yield
+            nursery.cancel_scope.cancel()
+
+    async def _read_any_order(
+        self,
+        source: Source,
+        draft: Draft,
+        listed: list[SourceFile],
+        files: dict[bytes, tuple[bool, DraftFile]],
+        limiter: trio.CapacityLimiter,
+    ) -> None:
+        """Fan the files out over workers, each with a buffer of its own."""
+        config = self._config
+        workers = config.workers if source.kind == "local" else config.remote_workers
+        send, receive = trio.open_memory_channel[Callable[[memoryview], None]](workers)
+
+        async def work() -> None:
+            buffer = ingest.new_buffer(config.buffer_bytes)
+            async for bring in receive:
+                await _in_thread(limiter, partial(bring, buffer))
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(workers):
+                nursery.start_soon(work)
+            async with send:
+                batch: list[tuple[SourceFile, DraftFile]] = []
+                batch_bytes = 0
+                for file in listed:
+                    draft_file = draft.file(ingest.file_key(file), file.size_bytes)
+                    files[file.path] = (file.executable, draft_file)
+                    if file.ranged is None:
+                        await send.send(partial(self._bring_stream, file, draft_file))
+                        continue
+                    assert file.size_bytes is not None
+                    if file.size_bytes > _SMALL_BYTES:
+                        runs = await _in_thread(
+                            limiter, partial(ingest.plan, file, draft_file, config.buffer_bytes, self._meter)
+                        )
+                        for run in runs:
+                            await send.send(partial(self._bring_run, run))
+                        self._meter.file_done()
+                        continue
+                    batch.append((file, draft_file))
+                    batch_bytes += file.size_bytes
+                    if len(batch) == _BATCH_FILES or batch_bytes > 4 * _SMALL_BYTES:
+                        await send.send(partial(self._bring_small, batch))
+                        batch, batch_bytes = [], 0
+                if batch:
+                    await send.send(partial(self._bring_small, batch))
+
+    def _bring_run(self, run: ingest.Run, buffer: memoryview) -> None:
+        ingest.bring_run(run, buffer, self._meter)
+
+    def _bring_small(self, batch: list[tuple[SourceFile, DraftFile]], buffer: memoryview) -> None:
+        ingest.bring_small(batch, buffer, self._meter)
+
+    def _bring_stream(self, file: SourceFile, draft_file: DraftFile, buffer: memoryview) -> None:
+        assert file.stream is not None
+        lengths = draft_file.lengths
+        if lengths is not None and file.size_bytes is not None and len(draft_file.known) == len(lengths):
+            self._meter.moved(file.size_bytes, reused=True)
+            self._meter.file_done()
+            return
+        stream = file.stream()
+        try:
+            ingest.bring_stream(file, draft_file, stream, buffer, self._meter)
+        finally:
+            stream.close()
+
+    def _read_in_order(
+        self,
+        source: Source,
+        draft: Draft,
+        admission: Admission,
+        files: dict[bytes, tuple[bool, DraftFile]],
+        hardlinks: list[SourceHardlink],
+    ) -> None:
+        """A sequential source, in one thread: the decompressor is what it waits for."""
+        buffer = ingest.new_buffer(self._config.buffer_bytes)
+        for entry in source.entries():
+            self._meter.check()
+            file = _admit(admission, entry, hardlinks)
+            if file is None:
+                continue
+            self._files_total += 1
+            assert file.stream is not None
+            draft_file = draft.file(ingest.file_key(file), file.size_bytes)
+            stream = file.stream()
+            try:
+                ingest.bring_stream(file, draft_file, stream, buffer, self._meter)
+            finally:
+                stream.close()
+            files[file.path] = (file.executable, draft_file)
+
+    def _publish(
+        self,
+        draft: Draft,
+        admission: Admission,
+        files: dict[bytes, tuple[bool, DraftFile]],
+        hardlinks: list[SourceHardlink],
+    ) -> Checkpoint:
+        files = {admission.normalise(path): value for path, value in files.items()}
+        for link in hardlinks:
+            target = files.get(admission.normalise(link.target))
+            if target is None:
+                raise SourceNotFound(
+                    f"{show_path(link.path)} is a hard link to {show_path(link.target)}, which the source does not have"
+                )
+            files[admission.normalise(link.path)] = target
+        entries: list[manifest.Entry] = list(admission.finish())
+        if not entries and not files:
+            raise SourceNotFound(f"the source of {self.request.name!r} is empty: there is nothing to make a checkpoint of")
+        directories = sum(1 for e in entries if isinstance(e, manifest.Directory))
+        for path, (executable, draft_file) in files.items():
+            assert draft_file.lengths is not None
+            lengths = list(draft_file.lengths)
+            entries.append(manifest.File(path, executable, sum(lengths), lengths, draft_file.digests()))
+        whole = manifest.of(entries)
+        owners = {index: files[file.path][1] for index, file in whole.files()}
+        return draft.publish(
+            manifest.encode(whole),
+            owners,
+            files=len(files),
+            directories=directories,
+            size_bytes=whole.size_bytes,
+        )
+
+
+def _admit(admission: Admission, entry: SourceEntry, hardlinks: list[SourceHardlink]) -> SourceFile | None:
+    """Hold one entry against the rules; returns it when it is a file whose bytes are to be read."""
+    if isinstance(entry, SourceFile):
+        admission.file(entry.path, entry.executable)
+        return entry
+    if isinstance(entry, SourceDirectory):
+        admission.directory(entry.path)
+    elif isinstance(entry, SourceLink):
+        admission.link(entry.path, entry.target)
+    elif isinstance(entry, SourceHardlink):
+        admission.file(entry.path, False)
+        hardlinks.append(entry)
+    elif isinstance(entry, SourceSpecial):
+        admission.special(entry.path, entry.what)
+    return None
+
+
+async def _in_thread(limiter: trio.CapacityLimiter, call: Callable[[], T]) -> T:
+    return await trio.to_thread.run_sync(call, limiter=limiter)
+
+
+def _first_of(raised: BaseException, name: str) -> CkptfsError:
+    """The one error to tell of: workers that fail together raise a group."""
+    while isinstance(raised, BaseExceptionGroup):
+        ours = raised.subgroup(CkptfsError)
+        # Others may only have noticed that the first one failed.
+        raised = (ours or raised).exceptions[0]
+    if isinstance(raised, CkptfsError):
+        return raised
+    if not isinstance(raised, Exception):
+        raise raised
+    log.error("unexpected error in a creation", checkpoint=name, exc_info=raised)
+    return CkptfsError(f"unexpected {type(raised).__name__} while creating {name!r}: {raised}")
