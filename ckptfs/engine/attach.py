@@ -43,7 +43,9 @@ class Leases:
         self._store = store
         self._config = config
         self._on_change = on_change
-        self._leases: dict[tuple[str, int], Lease] = {(lease.job, lease.ordinal): lease for lease in store.leases()}
+        self._leases: dict[tuple[str, int], Lease] = {
+            (lease.job, lease.ordinal): lease for lease in store.leases()
+        }
         self._attached: dict[str, Checkpoint] = {}
         self._nursery: trio.Nursery | None = None
         self._watched: set[str] = set()
@@ -70,7 +72,9 @@ class Leases:
         return [self.job(job) for job in sorted({job for job, _ in self._leases})]
 
     def job(self, job: str) -> JobInfo:
-        leases = sorted((lease for (of, _), lease in self._leases.items() if of == job), key=lambda x: x.ordinal)
+        leases = sorted(
+            (lease for (of, _), lease in self._leases.items() if of == job), key=lambda x: x.ordinal
+        )
         if not leases:
             raise NotFound(f"there is no job {job!r} with an attached checkpoint; `ckptfs jobs` lists them")
         checkpoints = [c for lease in leases if (c := self._store.by_ordinal(lease.ordinal)) is not None]
@@ -100,7 +104,9 @@ class Leases:
 
     # --- Changes ---------------------------------------------------------------------------------
 
-    def attach(self, job: str, checkpoints: list[Checkpoint], *, pid: int | None, ttl_seconds: float | None) -> JobInfo:
+    def attach(
+        self, job: str, checkpoints: list[Checkpoint], *, pid: int | None, ttl_seconds: float | None
+    ) -> JobInfo:
         """Give a job leases. Attaching again is the same as once, and renews the time.
 
         ``pid`` binds the leases to a process. Raises :class:`SpecificationError` for a bad job name or
@@ -115,19 +121,27 @@ class Leases:
             raise SpecificationError("ttl_seconds", "a lease lasts more than 0 seconds and at most 366 days")
         mine = [lease for (of, _), lease in self._leases.items() if of == job]
         if not mine and len({of for of, _ in self._leases}) >= self._config.max_jobs:
-            raise Conflict(f"{self._config.max_jobs} jobs are attached already (engine.max_jobs); detach some")
+            raise Conflict(
+                f"{self._config.max_jobs} jobs are attached already (engine.max_jobs); detach some"
+            )
         start = None
         if pid is not None:
             start = process_start(pid)
             if start is None:
-                raise PermissionDenied(f"process {pid}, which asked for the lease, is not to be seen from the daemon")
+                raise PermissionDenied(
+                    f"process {pid}, which asked for the lease, is not to be seen from the daemon"
+                )
         if any((lease.pid, lease.pid_start) != (pid, start) for lease in mine):
-            raise Conflict(f"job {job!r} is bound to another process; detach it first or choose another --job")
+            raise Conflict(
+                f"job {job!r} is bound to another process; detach it first or choose another --job"
+            )
         now = time.time()
         expires = now + ttl_seconds if ttl_seconds is not None else None
         wanted = [Lease(job, c.ordinal, now, expires, pid, start) for c in checkpoints]
         # The other leases of the job live as long as these: a job has one life.
-        wanted += [replace(old, expires=expires) for old in mine if old.ordinal not in {w.ordinal for w in wanted}]
+        wanted += [
+            replace(old, expires=expires) for old in mine if old.ordinal not in {w.ordinal for w in wanted}
+        ]
         self._store.put_leases(wanted)
         for lease in wanted:
             old = self._leases.get((job, lease.ordinal))
@@ -144,7 +158,9 @@ class Leases:
         gone = [o for of, o in self._leases if of == job] if ordinals is None else list(ordinals)
         for ordinal in gone:
             if (job, ordinal) not in self._leases:
-                raise NotFound(f"job {job!r} has no lease on that checkpoint; `ckptfs jobs` shows what it has")
+                raise NotFound(
+                    f"job {job!r} has no lease on that checkpoint; `ckptfs jobs` shows what it has"
+                )
         self._store.delete_leases(job, gone)
         for ordinal in gone:
             del self._leases[job, ordinal]
@@ -170,7 +186,9 @@ class Leases:
             while True:
                 self._soonest = trio.Event()
                 now = time.time()
-                for job in {lease.job for lease in self._leases.values() if lease.expires and lease.expires <= now}:
+                for job in {
+                    lease.job for lease in self._leases.values() if lease.expires and lease.expires <= now
+                }:
                     self.detach(job, why="its time ran out")
                 times = [lease.expires for lease in self._leases.values() if lease.expires]
                 # The wall clock may jump: look again at least once a minute.
@@ -216,5 +234,3 @@ def process_start(pid: int) -> int | None:
     except OSError:
         return None
     return None if fields[0] == b"Z" else int(fields[19])
-
-

@@ -82,7 +82,8 @@ class Catalog:
             )
         assert found.failed
         raise CheckpointError(
-            f"checkpoint {found.name!r} was not created: {found.failed.reason or 'interrupted'}", status="failed"
+            f"checkpoint {found.name!r} was not created: {found.failed.reason or 'interrupted'}",
+            status="failed",
         )
 
     def list(self) -> list[CheckpointInfo]:
@@ -101,7 +102,8 @@ class Catalog:
                 creation=draft.creation,
                 source_type=draft.source_type,
                 source_uri=draft.source_uri,
-                reason=draft.reason or "the daemon stopped while it was created; create it again to go on from there",
+                reason=draft.reason
+                or "the daemon stopped while it was created; create it again to go on from there",
                 reason_code=draft.reason_code or "interrupted",
                 stored_bytes=draft.bytes_kept,
             )
@@ -157,7 +159,9 @@ class Catalog:
             if node is None:
                 raise NotFound(f"checkpoint {checkpoint.name!r} has no {show_path(path)}")
         return [
-            _tree_entry(e) for e in manifest.entries if not path or e.path == path or e.path.startswith(path + b"/")
+            _tree_entry(e)
+            for e in manifest.entries
+            if not path or e.path == path or e.path.startswith(path + b"/")
         ]
 
     def file(self, checkpoint: Checkpoint, path: bytes) -> tuple[int, manifests.File]:
@@ -170,7 +174,9 @@ class Catalog:
         entry = tree.entry(node) if node is not None else None
         if node is None or not isinstance(entry, manifests.File):
             what = "no file" if node is None else "a directory, not a file, at"
-            raise NotFound(f"checkpoint {checkpoint.name!r} has {what} {show_path(path)}; `ckptfs tree` lists its files")
+            raise NotFound(
+                f"checkpoint {checkpoint.name!r} has {what} {show_path(path)}; `ckptfs tree` lists its files"
+            )
         return node - 1, entry
 
 

@@ -57,7 +57,11 @@ def request_key(request: CreateRequest) -> str:
     """Names what is asked for, without secrets: equal keys may resume each other's drafts."""
     hasher = blake3()
     options = sorted(request.source_options.items())
-    for part in (source_type_of(request.source_uri, request.source_type), request.source_uri, request.extract):
+    for part in (
+        source_type_of(request.source_uri, request.source_type),
+        request.source_uri,
+        request.extract,
+    ):
         hasher.update(part.encode("utf-8", "surrogateescape") + b"\0")
     for key, value in options:
         hasher.update(f"{key}={value}\0".encode())
@@ -184,7 +188,9 @@ class Creation:
     async def _give_up(self, draft: Draft, error: CkptfsError, limiter: trio.CapacityLimiter) -> None:
         # A full disk is retryable for the user, but keeping the bytes would keep the disk full.
         keep = error.retryable and not isinstance(error, StoreFull)
-        log.warning("creation failed", checkpoint=self.request.name, code=error.code, reason=str(error), kept=keep)
+        log.warning(
+            "creation failed", checkpoint=self.request.name, code=error.code, reason=str(error), kept=keep
+        )
         try:
             with trio.CancelScope(shield=True):
                 await _in_thread(limiter, partial(draft.fail, str(error), error.code, keep=keep))
@@ -243,7 +249,9 @@ class Creation:
             cancelled=lambda: self.cancel_requested,
         )
 
-    def _list(self, source: Source, admission: Admission, hardlinks: list[SourceHardlink]) -> list[SourceFile]:
+    def _list(
+        self, source: Source, admission: Admission, hardlinks: list[SourceHardlink]
+    ) -> list[SourceFile]:
         files: list[SourceFile] = []
         total = 0
         for entry in source.entries():
@@ -262,14 +270,19 @@ class Creation:
         return files
 
     def _check_room(self, draft: Draft, total_bytes: int) -> None:
-        free = self._store.disk_free_bytes() - self._config.reserve_free_bytes
+        free = self._store.disk_free_bytes() - self._reserve_bytes()
         needed = total_bytes - draft.bytes_known
         if needed > free:
+            reserve = format_bytes(self._reserve_bytes())
             raise StoreFull(
-                f"{self.request.name!r} needs {format_bytes(needed)} and the store has {format_bytes(max(0, free))} "
-                f"free (beside the reserve of {format_bytes(self._config.reserve_free_bytes)}); "
+                f"{self.request.name!r} needs {format_bytes(needed)} and the store has "
+                f"{format_bytes(max(0, free))} free beside its reserve of {reserve}; "
                 "remove checkpoints that nobody needs, or give the store a larger disk"
             )
+
+    def _reserve_bytes(self) -> int:
+        """What a creation leaves free; on a small disk at most a twentieth of it."""
+        return min(self._config.reserve_free_bytes, self._store.disk_total_bytes() // 20)
 
     @contextlib.asynccontextmanager
     async def _committing(self, draft: Draft, limiter: trio.CapacityLimiter) -> AsyncIterator[None]:
@@ -280,15 +293,18 @@ class Creation:
             while True:
                 await trio.sleep(0.1)
                 put = self._meter.bytes_done - committed_bytes
-                if put < self._config.commit_bytes and time.monotonic() - committed_at < self._config.commit_seconds:
+                if (
+                    put < self._config.commit_bytes
+                    and time.monotonic() - committed_at < self._config.commit_seconds
+                ):
                     continue
                 committed_bytes = self._meter.bytes_done
                 await _in_thread(limiter, draft.commit)
                 committed_at = time.monotonic()
-                if self._store.disk_free_bytes() < self._config.reserve_free_bytes:
+                if self._store.disk_free_bytes() < self._reserve_bytes():
                     raise StoreFull(
-                        f"the store's disk has less than the reserve of "
-                        f"{format_bytes(self._config.reserve_free_bytes)} free; {self.request.name!r} does not fit"
+                        f"{self.request.name!r} does not fit: the store's disk has less than its reserve of "
+                        f"{format_bytes(self._reserve_bytes())} free; remove checkpoints that nobody needs"
                     )
 
         async with trio.open_nursery() as nursery:
@@ -399,12 +415,15 @@ class Creation:
             target = files.get(admission.normalise(link.target))
             if target is None:
                 raise SourceNotFound(
-                    f"{show_path(link.path)} is a hard link to {show_path(link.target)}, which the source does not have"
+                    f"{show_path(link.path)} is a hard link to {show_path(link.target)}, "
+                    "which the source does not have"
                 )
             files[admission.normalise(link.path)] = target
         entries: list[manifest.Entry] = list(admission.finish())
         if not entries and not files:
-            raise SourceNotFound(f"the source of {self.request.name!r} is empty: there is nothing to make a checkpoint of")
+            raise SourceNotFound(
+                f"the source of {self.request.name!r} is empty: there is nothing to make a checkpoint of"
+            )
         directories = sum(1 for e in entries if isinstance(e, manifest.Directory))
         for path, (executable, draft_file) in files.items():
             assert draft_file.lengths is not None

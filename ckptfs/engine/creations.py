@@ -50,12 +50,15 @@ class Creations:
         check_request(request.source_uri, request.source_type, request.source_options)
         if self._store.by_name(request.name) is not None:
             raise NameTaken(
-                f"there is a checkpoint {request.name!r} already; checkpoints are immutable: choose another name, "
-                "or remove or rename that one"
+                f"there is a checkpoint {request.name!r} already and checkpoints are immutable: "
+                "choose another name, or remove or rename that one"
             )
         other = self.by_name(request.name)
         if other is not None:
-            raise NameTaken(f"a checkpoint {request.name!r} is being created already ({other.id}); wait for it or cancel it")
+            raise NameTaken(
+                f"a checkpoint {request.name!r} is being created already ({other.id}): "
+                "wait for it or cancel it"
+            )
         if len(self._running) >= _MAX_WAITING:
             raise SpecificationError("name", f"{_MAX_WAITING} creations are waiting already; try again later")
         creation = Creation(self._store, self._config, request, "c-" + secrets.token_hex(10))

@@ -160,7 +160,11 @@ class Engine:
         )
 
     def counters(self) -> dict[str, int]:
-        return {**self._creations.counters, **self.view.counters(), "creations_active": len(self._creations.active())}
+        return {
+            **self._creations.counters,
+            **self.view.counters(),
+            "creations_active": len(self._creations.active()),
+        }
 
     def jobs_count(self) -> int:
         return len(self._leases.jobs())
@@ -172,6 +176,14 @@ class Engine:
         new_name = check_checkpoint_name(new_name)
         if self._creations.by_name(new_name) is not None:
             raise NameTaken(f"a checkpoint {new_name!r} is being created; choose another name")
+        jobs = self._leases.jobs_of(checkpoint.ordinal)
+        if jobs:
+            # Their paths hold the name.
+            raise InUse(
+                f"checkpoint {checkpoint.name!r} is used by {len(jobs)} job(s): {', '.join(jobs[:5])}; "
+                "it can be renamed when they are detached",
+                jobs=jobs,
+            )
         with self._hold(checkpoint):
             await trio.to_thread.run_sync(self._store.rename, checkpoint.ordinal, new_name)
         self._leases.refresh()
@@ -209,11 +221,15 @@ class Engine:
                 jobs=jobs,
             )
         if self._reading[ordinal]:
-            raise InUse(f"checkpoint {name!r} is being read (cat, verify, show); try again when that is done", jobs=jobs)
+            raise InUse(
+                f"checkpoint {name!r} is being read (cat, verify, show); try again when that is done",
+                jobs=jobs,
+            )
         open_files = self.view.open_files(ordinal)
         if open_files:
             raise InUse(
-                f"{open_files} file(s) of checkpoint {name!r} are open in a process; it can be removed when they are closed",
+                f"{open_files} file(s) of checkpoint {name!r} are open in a process; "
+                "it can be removed when they are closed",
                 jobs=jobs,
             )
         self._leases.end_all_of(ordinal)
@@ -254,8 +270,8 @@ class Engine:
                 checkpoints.append(checkpoint)
         if request.bind_to_caller and not peer_pid:
             raise PermissionDenied(
-                "the lease cannot be bound to the calling process: the daemon does not see it (another pid namespace); "
-                "attach with a job name and detach it when the job ends"
+                "the lease cannot be bound to the calling process: the daemon does not see it "
+                "(another pid namespace); attach with a job name and detach it when the job ends"
             )
         return self._leases.attach(
             request.job,
@@ -271,5 +287,3 @@ class Engine:
 
     def jobs(self) -> list[JobInfo]:
         return self._leases.jobs()
-
-

@@ -138,9 +138,7 @@ def bring_run(run: Run, buffer: memoryview, meter: Meter) -> None:
     _put_all(run.draft_file, run.first_index, run.offset, run.lengths, view, meter)
 
 
-def bring_small(
-    files: Iterable[tuple[SourceFile, DraftFile]], buffer: memoryview, meter: Meter
-) -> None:
+def bring_small(files: Iterable[tuple[SourceFile, DraftFile]], buffer: memoryview, meter: Meter) -> None:
     """Bring in a batch of files that each fit the buffer: one read, then cut and put from memory."""
     for file, draft_file in files:
         meter.check()
@@ -180,9 +178,7 @@ def bring_stream(
     return size
 
 
-def _flow(
-    file: SourceFile, draft_file: DraftFile, replay: _Replay, buffer: memoryview, meter: Meter
-) -> None:
+def _flow(file: SourceFile, draft_file: DraftFile, replay: _Replay, buffer: memoryview, meter: Meter) -> None:
     assert draft_file.lengths is not None
     known = set(draft_file.known)
     offset = 0
@@ -192,7 +188,8 @@ def _flow(
         got = replay.fill(view)
         if got != length:
             raise SourceCorrupt(
-                f"{show_path(file.path)} ends after {offset + got} of {file.size_bytes} bytes: the source is truncated"
+                f"{show_path(file.path)} ends after {offset + got} of {file.size_bytes} bytes: "
+                "the source is truncated"
             )
         if index in known:
             meter.moved(length, reused=True)
@@ -203,9 +200,7 @@ def _flow(
         raise SourceCorrupt(f"{show_path(file.path)} is longer than the {file.size_bytes} bytes that it says")
 
 
-def _land(
-    file: SourceFile, draft_file: DraftFile, replay: _Replay, buffer: memoryview, meter: Meter
-) -> int:
+def _land(file: SourceFile, draft_file: DraftFile, replay: _Replay, buffer: memoryview, meter: Meter) -> int:
     """Write the bytes first and cut them where they lie. What landed counts as done when it is put;
     the limit is kept meanwhile, because a bomb shows itself here."""
     landing = draft_file.landing()
@@ -219,10 +214,12 @@ def _land(
         size += got
         if meter.bytes_done + size > meter.limit_bytes:
             raise SourceTooLarge(
-                f"{show_path(file.path)} grows past the {meter.limit_bytes} bytes that one checkpoint may have"
+                f"{show_path(file.path)} grows past the {meter.limit_bytes} bytes that a checkpoint may have"
             )
     if file.size_bytes is not None and size != file.size_bytes:
-        raise SourceCorrupt(f"{show_path(file.path)} has {size} bytes where the source says {file.size_bytes}")
+        raise SourceCorrupt(
+            f"{show_path(file.path)} has {size} bytes where the source says {file.size_bytes}"
+        )
 
     def read(offset: int, length: int) -> bytes:
         data = bytearray(length)
