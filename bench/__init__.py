@@ -1,0 +1,15 @@
+"""What ckptfs must reach, measured: each benchmark against something else in the same run.
+
+Run one with ``.venv/bin/python -m bench.NAME --dir DIR``; DIR is where its store and its data go (default:
+the temporary directory), and both are gone afterwards. It prints figures and ratios, and writes them to
+``bench/results/NAME.json``. Ratios carry over to other machines; absolute figures do not.
+
+- ``create``: a 4 GiB safetensors file into the store, against ``cp`` + ``sync`` and ``casync make``
+- ``read``: sequential reads through the mount, against pyfuse3 with default settings and no FUSE at all
+- ``sharing``: how much of the bytes in equal tensors is stored once
+- ``small_files``: 100,000 small files created, listed and removed, against the native file system
+- ``index``: how soon a daemon is ready over 1,000,000 chunks, and what it takes in memory
+
+Beneath them: ``harness`` (arguments, a daemon, results), ``data`` (the files that are made),
+``plain_pyfuse3`` (the peer of ``read``).
+"""
