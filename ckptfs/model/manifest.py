@@ -129,7 +129,7 @@ def _problem(manifest: Manifest) -> str:
             return f"{path!r} is out of order"
         previous = path
         parent, _, name = path.rpartition(b"/")
-        if name in (b"", b".", b"..") or b"\0" in path or len(name) > 255:
+        if name in (b"", b".", b"..") or b"\0" in path or len(name) > 255 or path.startswith(b"/"):
             return f"{path!r} is not a path"
         if parent not in directories:
             return f"{path!r} has no parent directory"

@@ -1,0 +1,14 @@
+"""Pure decisions: no event loop, no files, no clock. What another room reads, it hands in.
+
+- ``digest``: identity (BLAKE3) and fingerprint (xxh3) of bytes; the chunk of zeros
+- ``chunking``: where a file is cut; ``boundaries`` turns a directory into chunk lengths
+- ``safetensors``, ``gguf``, ``zipdir``: where the tensors or members of a container begin
+- ``manifest``: the canonical description of a checkpoint; its digest is the checkpoint's id
+- ``admission``: builds a tree from names that nobody may trust
+- ``links``: where the symbolic links of a tree lead
+- ``tree``: a manifest as directories and nodes, for the mount and for `tree`
+- ``names``: what a checkpoint and a job may be called; paths that are safe to show
+- ``reference``: which checkpoint a user means by a text
+- ``sizes``: bytes and durations as people write them
+- ``records``: what crosses the control interface
+"""
