@@ -27,7 +27,7 @@ from ckptfs.engine import ingest
 from ckptfs.engine.config import EngineConfig
 from ckptfs.errors import CkptfsError, Interrupted, SourceNotFound, SourceTooLarge, StoreFull
 from ckptfs.model import manifest
-from ckptfs.model.admission import Admission
+from ckptfs.model.admission import Admission, normalise
 from ckptfs.model.names import show_path
 from ckptfs.model.records import CheckpointInfo, CreateRequest, Progress
 from ckptfs.model.sizes import format_bytes
@@ -41,6 +41,7 @@ from ckptfs.source.base import (
     SourceSpecial,
 )
 from ckptfs.source.open import Limits, open_source, public_uri, source_type_of
+from ckptfs.source.uri import key_of
 from ckptfs.store import Checkpoint, Draft, DraftFile, Store
 
 log = structlog.get_logger(__name__)
@@ -55,16 +56,12 @@ T = TypeVar("T")
 
 def request_key(request: CreateRequest) -> str:
     """Names what is asked for, without secrets: equal keys may resume each other's drafts."""
+    kind = source_type_of(request.source_uri, request.source_type)
+    uri = key_of(request.source_uri) if kind == "web" else request.source_uri
+    options = [f"{key}={value}" for key, value in sorted(request.source_options.items())]
     hasher = blake3()
-    options = sorted(request.source_options.items())
-    for part in (
-        source_type_of(request.source_uri, request.source_type),
-        request.source_uri,
-        request.extract,
-    ):
+    for part in (kind, uri, request.extract, *options):
         hasher.update(part.encode("utf-8", "surrogateescape") + b"\0")
-    for key, value in options:
-        hasher.update(f"{key}={value}\0".encode())
     return hasher.hexdigest(16)
 
 
@@ -410,15 +407,15 @@ class Creation:
         files: dict[bytes, tuple[bool, DraftFile]],
         hardlinks: list[SourceHardlink],
     ) -> Checkpoint:
-        files = {admission.normalise(path): value for path, value in files.items()}
+        files = {normalise(path): value for path, value in files.items()}
         for link in hardlinks:
-            target = files.get(admission.normalise(link.target))
+            target = files.get(normalise(link.target))
             if target is None:
                 raise SourceNotFound(
                     f"{show_path(link.path)} is a hard link to {show_path(link.target)}, "
                     "which the source does not have"
                 )
-            files[admission.normalise(link.path)] = target
+            files[normalise(link.path)] = target
         entries: list[manifest.Entry] = list(admission.finish())
         if not entries and not files:
             raise SourceNotFound(
