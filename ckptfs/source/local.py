@@ -1,0 +1,182 @@
+"""A directory or a file of this node.
+
+Symbolic links inside the tree are kept as links and never followed; the path that the user gave may
+itself be one. Each file is pinned by (device, inode, size, mtime, ctime) when it is listed. A read
+opens the file, compares the pin before and after, and closes it: no descriptor is held between reads,
+however many files there are, and a file that was swapped for another (or for a link) is noticed.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import time
+from collections.abc import Iterator
+
+from ckptfs.errors import SourceChanged, SourceDenied, SourceError, SourceNotFound, SourceUnavailable
+from ckptfs.model.names import show_path
+from ckptfs.source.base import (
+    SourceDirectory,
+    SourceEntry,
+    SourceFile,
+    SourceLink,
+    SourceSpecial,
+)
+from ckptfs.source.limits import Opening
+from ckptfs.source.listing import Listing
+
+#: File times advance with the kernel's tick (at most 10 ms). Two writes within one tick can leave the
+#: same ctime, so a read waits until the pinned ctime is older than a tick: a later write then shows.
+TICK_SECONDS = 0.02
+
+
+class LocalFile:
+    """The bytes of one regular file, pinned (:class:`~ckptfs.source.base.Ranged`)."""
+
+    __slots__ = ("_path", "_pin", "size_bytes")
+
+    def __init__(self, path: bytes, status: os.stat_result) -> None:
+        self._path = path
+        self._pin = _pin(status)
+        self.size_bytes = status.st_size
+
+    @property
+    def pin(self) -> str:
+        return ":".join(map(str, self._pin))
+
+    @property
+    def path(self) -> bytes:
+        return self._path
+
+    def read_at(self, offset: int, buffer: memoryview) -> None:
+        age_seconds = time.time() - self._pin[4] / 1e9
+        if 0 <= age_seconds < TICK_SECONDS:
+            time.sleep(TICK_SECONDS - age_seconds)
+        try:
+            descriptor = os.open(self._path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        except OSError as error:
+            raise self._changed("is gone") if error.errno in _GONE else at_door(error, self._path) from error
+        try:
+            self._check(os.fstat(descriptor))
+            done = 0
+            while done < len(buffer):
+                got = os.preadv(descriptor, [buffer[done:]], offset + done)
+                if not got:
+                    raise self._changed("became shorter")
+                done += got
+            self._check(os.fstat(descriptor))
+        except OSError as error:
+            raise at_door(error, self._path) from error
+        finally:
+            os.close(descriptor)
+
+    def _check(self, status: os.stat_result) -> None:
+        if _pin(status) != self._pin:
+            raise self._changed("was changed")
+
+    def _changed(self, what: str) -> SourceChanged:
+        return SourceChanged(
+            f"{show_path(self._path)} {what} while the checkpoint was being made of it; "
+            "create it again when nothing writes there"
+        )
+
+
+_GONE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
+
+
+def _pin(status: os.stat_result) -> tuple[int, int, int, int, int]:
+    return (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+
+
+def at_door(error: OSError, path: bytes) -> SourceError:
+    """Say an operating system's error in our words."""
+    shown = show_path(path)
+    if error.errno in (errno.ENOENT, errno.ENOTDIR):
+        return SourceNotFound(f"{shown} does not exist on the node where the daemon runs")
+    if error.errno in (errno.EACCES, errno.EPERM):
+        return SourceDenied(f"{shown} may not be read by the daemon; give its user read access")
+    if error.errno == errno.ELOOP:
+        return SourceNotFound(f"{shown} is a symbolic link that leads nowhere (a loop)")
+    if error.errno == errno.ENAMETOOLONG:
+        return SourceNotFound(f"{shown} is longer than a path may be")
+    return SourceUnavailable(f"{shown} cannot be read: {os.strerror(error.errno or errno.EIO)}")
+
+
+def open_local(opening: Opening, path: bytes) -> Listing | SourceFile:
+    """List a directory, or pin one file (which may be an archive: the caller decides)."""
+    try:
+        path = os.path.realpath(path, strict=True)
+        status = os.stat(path)
+    except OSError as error:
+        raise at_door(error, path) from error
+    if not stat.S_ISDIR(status.st_mode):
+        entry = _entry(path, os.path.basename(path), status)
+        if isinstance(entry, SourceSpecial):
+            raise SourceDenied(f"{show_path(path)} is {entry.what}; a checkpoint is made of files")
+        if not isinstance(entry, SourceFile):
+            raise SourceNotFound(f"{show_path(path)} is not a file")
+        return entry
+    listing = Listing("local", f"local:{show_path(path)}", show_path(path), opening.limits)
+    for number, entry in enumerate(_walk(path)):
+        if number % 1024 == 0:
+            opening.check_cancelled()
+        listing.add(entry)
+    listing.check_not_empty()
+    return listing
+
+
+def _walk(root: bytes) -> Iterator[SourceEntry]:
+    """All entries below ``root``, directories before what they hold, names in byte order."""
+    pending = [b""]
+    while pending:
+        relative = pending.pop()
+        directory = os.path.join(root, relative)
+        try:
+            with os.scandir(directory) as scan:
+                found = sorted(scan, key=lambda each: each.name)
+        except OSError as error:
+            raise at_door(error, directory) from error
+        below: list[bytes] = []
+        for item in found:
+            path = relative + b"/" + item.name if relative else item.name
+            try:
+                status = item.stat(follow_symlinks=False)
+                if stat.S_ISDIR(status.st_mode):
+                    below.append(path)
+                    yield SourceDirectory(path)
+                else:
+                    yield _entry(item.path, path, status)
+            except OSError as error:
+                raise at_door(error, item.path) from error
+        pending.extend(reversed(below))
+
+
+def _entry(full: bytes, path: bytes, status: os.stat_result) -> SourceEntry:
+    mode = status.st_mode
+    if stat.S_ISLNK(mode):
+        return SourceLink(path, os.readlink(full))
+    what = what_is_special(mode)
+    if what:
+        return SourceSpecial(path, what)
+    if not os.access(full, os.R_OK, effective_ids=True):
+        raise at_door(PermissionError(errno.EACCES, ""), full)
+    file = LocalFile(full, status)
+    return SourceFile(path, status.st_size, bool(mode & 0o111), file.pin, ranged=file)
+
+
+def what_is_special(mode: int) -> str:
+    """What a checkpoint may not hold, by its mode bits; empty for an ordinary file."""
+    if stat.S_ISFIFO(mode):
+        return "a fifo"
+    if stat.S_ISSOCK(mode):
+        return "a socket"
+    if stat.S_ISCHR(mode) or stat.S_ISBLK(mode):
+        return "a device"
+    if not stat.S_ISREG(mode):
+        return "not a regular file"
+    if mode & stat.S_ISUID:
+        return "a set-uid file"
+    if mode & stat.S_ISGID:
+        return "a set-gid file"
+    return ""
