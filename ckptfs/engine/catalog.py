@@ -6,6 +6,7 @@ reason). One reference finds any of the three.
 
 from __future__ import annotations
 
+import builtins
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -18,6 +19,7 @@ from ckptfs.model.digest import text_id
 from ckptfs.model.names import decode_path, show_path
 from ckptfs.model.records import CheckpointInfo, TreeEntry
 from ckptfs.model.reference import match
+from ckptfs.model.resolve import resolve
 from ckptfs.model.tree import Tree
 from ckptfs.store import Checkpoint, DraftRecord, Store
 
@@ -43,12 +45,14 @@ class Found:
 class Catalog:
     """Reads of the store block for as long as an LMDB lookup takes, unless said otherwise."""
 
-    def __init__(self, store: Store, creations: Creations, jobs_of: Callable[[int], list[str]]) -> None:
+    def __init__(
+        self, store: Store, creations: Creations, jobs_of: Callable[[int], builtins.list[str]]
+    ) -> None:
         self._store = store
         self._creations = creations
         self._jobs_of = jobs_of
 
-    def _all(self) -> list[Found]:
+    def _all(self) -> builtins.list[Found]:
         found = [Found(ready=c) for c in self._store.checkpoints()]
         under_way = self._creations.active()
         found += [Found(under_way=c) for c in under_way]
@@ -86,7 +90,7 @@ class Catalog:
             status="failed",
         )
 
-    def list(self) -> list[CheckpointInfo]:
+    def list(self) -> builtins.list[CheckpointInfo]:
         return sorted((self.info(f) for f in self._all()), key=lambda i: (i.name, i.created))
 
     def info(self, found: Found) -> CheckpointInfo:
@@ -138,7 +142,7 @@ class Catalog:
         info.whole_files = sum(self._whole(found.ready))
         return info
 
-    def _whole(self, checkpoint: Checkpoint) -> list[bool]:
+    def _whole(self, checkpoint: Checkpoint) -> builtins.list[bool]:
         own = self._store.own_blobs(checkpoint.ordinal)
         return [
             file.size_bytes > 0
@@ -151,7 +155,7 @@ class Catalog:
         """Decoding takes a while for many files: call in a thread."""
         return manifests.decode(self._store.manifest(checkpoint.digest))
 
-    def tree(self, checkpoint: Checkpoint, path: bytes) -> list[TreeEntry]:
+    def tree(self, checkpoint: Checkpoint, path: bytes) -> builtins.list[TreeEntry]:
         """Everything below ``path`` (empty: the root), in path order. Call in a thread."""
         manifest = self.manifest(checkpoint)
         if path:
@@ -170,7 +174,7 @@ class Catalog:
         Raises :class:`NotFound` where there is no such file.
         """
         tree = Tree(self.manifest(checkpoint))
-        node = tree.resolve(path)
+        node = resolve(tree, path)
         entry = tree.entry(node) if node is not None else None
         if node is None or not isinstance(entry, manifests.File):
             what = "no file" if node is None else "a directory, not a file, at"

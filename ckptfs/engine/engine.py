@@ -11,6 +11,7 @@ asks for that mark first.
 
 from __future__ import annotations
 
+import builtins
 import contextlib
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -53,7 +54,7 @@ class Engine:
         self._store = store
         self._config = config
         self._creations = Creations(store, config)
-        self._changed: list[Callable[[], None]] = []
+        self._changed: builtins.list[Callable[[], None]] = []
         self._leases = Leases(store, config, self._notify_changed)
         self._catalog = Catalog(store, self._creations, self._leases.jobs_of)
         self.view = View(store, self._leases.attached)
@@ -106,7 +107,7 @@ class Engine:
 
     # --- Looking ---------------------------------------------------------------------------------
 
-    def list(self) -> list[CheckpointInfo]:
+    def list(self) -> builtins.list[CheckpointInfo]:
         return self._catalog.list()
 
     def get(self, ref: str) -> CheckpointInfo:
@@ -117,7 +118,7 @@ class Engine:
         with self._hold(found.ready):
             return await trio.to_thread.run_sync(self._catalog.show, found)
 
-    async def tree(self, ref: str, path: bytes = b"") -> list[TreeEntry]:
+    async def tree(self, ref: str, path: bytes = b"") -> builtins.list[TreeEntry]:
         checkpoint = self._catalog.ready(ref)
         with self._hold(checkpoint):
             return await trio.to_thread.run_sync(self._catalog.tree, checkpoint, path)
@@ -261,7 +262,7 @@ class Engine:
 
     async def attach(self, request: AttachRequest, *, peer_pid: int | None) -> JobInfo:
         """Attach checkpoints for a job. ``peer_pid`` is who asks, as the kernel says."""
-        checkpoints: list[Checkpoint] = []
+        checkpoints: builtins.list[Checkpoint] = []
         for ref in request.checkpoints:
             checkpoint = self._catalog.ready(ref)
             if checkpoint.ordinal in self._going:
@@ -280,10 +281,10 @@ class Engine:
             ttl_seconds=request.ttl_seconds,
         )
 
-    async def detach(self, job: str, refs: list[str] | None = None) -> JobInfo:
+    async def detach(self, job: str, refs: builtins.list[str] | None = None) -> JobInfo:
         if not refs:
             return self._leases.detach(job)
         return self._leases.detach(job, [self._catalog.ready(ref).ordinal for ref in refs])
 
-    def jobs(self) -> list[JobInfo]:
+    def jobs(self) -> builtins.list[JobInfo]:
         return self._leases.jobs()
