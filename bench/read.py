@@ -54,7 +54,7 @@ def main() -> None:
                 before = daemon.cpu_seconds()
                 speeds["ckptfs_second"].append(sequential(path))
                 busy_seconds += daemon.cpu_seconds() - before
-                daemon.cli("detach", "bench")
+                daemon.cli("detach", "--job", "bench")
 
     at = {key: median(values) for key, values in speeds.items()}
     for key, value in at.items():

@@ -44,7 +44,7 @@ def main() -> None:
                     forget()
                     seconds.setdefault(f"{who}_stat", []).append(find(path, options.files, "-size", "+0"))
             peak_bytes = daemon.peak_resident_bytes()
-            daemon.cli("detach", "bench")
+            daemon.cli("detach", "--job", "bench")
             seconds["remove"] = [timed(lambda: daemon.cli("remove", NAME))]
 
     at = {key: median(values) for key, values in seconds.items()}
