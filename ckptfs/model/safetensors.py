@@ -6,8 +6,6 @@ not overlap; unlike there, dtype and shape are not looked at, so that new dtypes
 
 from __future__ import annotations
 
-import re
-
 import msgspec
 
 from ckptfs.model.prefix import DIRECTORY_LIMIT_BYTES, SEGMENTS_LIMIT, Read
@@ -29,7 +27,6 @@ class _Entry(msgspec.Struct):
 
 
 _decoder = msgspec.json.Decoder(dict[str, _Entry])
-_innermost = re.compile(rb"\[\]|\{\}")
 _not_brackets = bytes(set(range(256)) - set(b"[]{}"))
 
 
@@ -86,5 +83,6 @@ def _is_modest(header: bytes) -> bool:
     outside_strings = header.replace(b"\\\\", b"").replace(b'\\"', b"").split(b'"')[::2]
     brackets = b"".join(outside_strings).translate(None, delete=_not_brackets)
     for _ in range(_DEPTH_LIMIT):
-        brackets = _innermost.sub(b"", brackets)
+        # the innermost pairs only: the dot keeps those around them apart until all are found
+        brackets = brackets.replace(b"[]", b".").replace(b"{}", b".").replace(b".", b"")
     return not brackets

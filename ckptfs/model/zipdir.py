@@ -127,7 +127,7 @@ def _zip64(extra: bytes, *values: int) -> list[int]:
 def _cuts(members: list[_Member], shift: int, directory_start: int, size_bytes: int) -> list[int]:
     cuts = {0, directory_start, size_bytes}
     starts = [member.header_offset + shift for member in members]
-    for member, start, following in zip(members, starts, [*starts[1:], directory_start], strict=True):
+    for member, start, following in zip(members, starts, [*starts, directory_start][1:], strict=True):
         if following <= start:
             raise Lie("members overlap each other or the directory")
         cuts.add(start)
