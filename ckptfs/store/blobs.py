@@ -1,0 +1,204 @@
+"""Blob files: made, written at offsets, punched, opened. Knows nothing of chunks or the index.
+
+Descriptors are kept in a bounded least-recently-used cache; one that is in use is never closed, whoever
+evicts it. Readers get read-only descriptors.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import OrderedDict
+from types import TracebackType
+
+from ckptfs.store import failure, kernel
+from ckptfs.store.layout import Layout
+
+#: Idle descriptors kept open. Each costs a kernel file object only; the limit keeps a store of many
+#: blobs within an ordinary RLIMIT_NOFILE of 1024 together with everything else that a daemon opens.
+DEFAULT_OPEN_BLOBS = 256
+
+#: Ask for early write-back only where it pays for the system call.
+_WRITEBACK_BYTES = 256 << 10
+
+#: A hole up to the end of a blob is asked for this much further: only then does the last, partial block
+#: go back too.
+_PAST_THE_END = 1 << 20
+
+
+class BlobHandle:
+    """A blob's descriptor, held open until the ``with`` ends."""
+
+    __slots__ = ("_doomed", "_files", "_key", "_uses", "fd")
+
+    def __init__(self, files: BlobFiles, key: tuple[int, bool], fd: int) -> None:
+        self._files = files
+        self._key = key
+        self._uses = 0
+        self._doomed = False
+        self.fd = fd
+
+    def __enter__(self) -> BlobHandle:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._files._give_back(self)
+
+
+class BlobFiles:
+    """All blob files of a store. Thread-safe."""
+
+    def __init__(self, layout: Layout, open_limit: int = DEFAULT_OPEN_BLOBS) -> None:
+        self._layout = layout
+        self._open_limit = open_limit
+        self._lock = threading.Lock()
+        self._open: OrderedDict[tuple[int, bool], BlobHandle] = OrderedDict()
+
+    def create(self, blob: int, size_bytes: int) -> None:
+        """Make a blob file of a size, all hole."""
+        path = self._layout.blob(blob)
+        with failure.mapped("making a blob"):
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            try:
+                os.ftruncate(fd, size_bytes)
+            except BaseException:
+                os.close(fd)
+                os.unlink(path)
+                raise
+        self._adopt((blob, True), fd).close()
+
+    def resize(self, blob: int, size_bytes: int) -> None:
+        with self.writable(blob) as handle, failure.mapped("sizing a blob"):
+            os.ftruncate(handle.fd, size_bytes)
+
+    def open(self, blob: int) -> BlobHandle:
+        """Open for reading; close the handle when done (or use it as a context manager)."""
+        return self._take((blob, False))
+
+    def writable(self, blob: int) -> BlobHandle:
+        return self._take((blob, True))
+
+    def write(self, blob: int, offset: int, data: memoryview) -> None:
+        with self.writable(blob) as handle, failure.mapped("writing a blob"):
+            done = 0
+            length = len(data)
+            while done < length:
+                done += os.pwrite(handle.fd, data[done:] if done else data, offset + done)
+            if length >= _WRITEBACK_BYTES:
+                kernel.start_writeback(handle.fd, offset, length)
+
+    def read(self, blob: int, offset: int, buffer: memoryview) -> int:
+        """Fill the buffer; the number of bytes got is smaller only at the end of the blob."""
+        with self.open(blob) as handle, failure.mapped("reading a blob"):
+            done = 0
+            while done < len(buffer):
+                got = os.preadv(handle.fd, [buffer[done:]], offset + done)
+                if not got:
+                    break
+                done += got
+            return done
+
+    def sync(self, blobs: list[int], created: list[int]) -> dict[int, int]:
+        """Make the blobs' bytes, and the names of the created ones, last; their physical sizes in bytes.
+
+        Write-back of all is waited for before the first fdatasync: the file system then commits its
+        journal once for all of them, not once for each.
+        """
+        physical: dict[int, int] = {}
+        with failure.mapped("syncing blobs"):
+            if len(blobs) > 1:
+                for blob in blobs:
+                    with self.writable(blob) as handle:
+                        kernel.wait_writeback(handle.fd)
+            for blob in blobs:
+                with self.writable(blob) as handle:
+                    os.fdatasync(handle.fd)
+                    physical[blob] = os.fstat(handle.fd).st_blocks * 512
+            for folder in sorted({self._layout.blob_folder(blob) for blob in created}):
+                fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+                try:
+                    os.fsync(fd)
+                finally:
+                    os.close(fd)
+        return physical
+
+    def punch(self, blob: int, gaps: list[tuple[int, int]]) -> int:
+        """Give back ``(start, end)`` ranges; an end of -1 is the end of the blob. Its physical size now."""
+        with self.writable(blob) as handle, failure.mapped("punching a blob"):
+            size = os.fstat(handle.fd).st_size
+            for start, end in gaps:
+                stop = size + _PAST_THE_END if end < 0 else end
+                kernel.punch(handle.fd, start, stop - start)
+            return os.fstat(handle.fd).st_blocks * 512
+
+    def physical_bytes(self, blob: int) -> int:
+        """What a blob takes on the disk; 0 when there is no such file."""
+        try:
+            return os.stat(self._layout.blob(blob)).st_blocks * 512
+        except FileNotFoundError:
+            return 0
+
+    def unlink(self, blob: int) -> None:
+        """Remove a blob file if it is there. Those who hold it open keep reading."""
+        self.forget(blob)
+        with failure.mapped("removing a blob"):
+            try:
+                os.unlink(self._layout.blob(blob))
+            except FileNotFoundError:
+                return
+
+    def forget(self, blob: int) -> None:
+        """Close what is cached of a blob."""
+        with self._lock:
+            for key in ((blob, False), (blob, True)):
+                handle = self._open.pop(key, None)
+                if handle is not None:
+                    self._doom(handle)
+
+    def close(self) -> None:
+        with self._lock:
+            for handle in self._open.values():
+                self._doom(handle)
+            self._open.clear()
+
+    def _take(self, key: tuple[int, bool]) -> BlobHandle:
+        with self._lock:
+            handle = self._open.get(key)
+            if handle is not None:
+                self._open.move_to_end(key)
+                handle._uses += 1
+                return handle
+        flags = os.O_RDWR if key[1] else os.O_RDONLY | os.O_NOATIME
+        with failure.mapped(f"opening blob {key[0]:016x}"):
+            fd = os.open(self._layout.blob(key[0]), flags | os.O_CLOEXEC)
+        return self._adopt(key, fd)
+
+    def _adopt(self, key: tuple[int, bool], fd: int) -> BlobHandle:
+        with self._lock:
+            handle = self._open.get(key)
+            if handle is not None:  # another thread was faster
+                os.close(fd)
+            else:
+                handle = self._open[key] = BlobHandle(self, key, fd)
+            self._open.move_to_end(key)
+            handle._uses += 1
+            while len(self._open) > self._open_limit:
+                _, oldest = self._open.popitem(last=False)
+                self._doom(oldest)
+            return handle
+
+    def _give_back(self, handle: BlobHandle) -> None:
+        with self._lock:
+            handle._uses -= 1
+            if handle._doomed and handle._uses == 0:
+                os.close(handle.fd)
+
+    def _doom(self, handle: BlobHandle) -> None:
+        handle._doomed = True
+        if handle._uses == 0:
+            os.close(handle.fd)

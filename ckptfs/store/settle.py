@@ -1,0 +1,96 @@
+"""Giving bytes back: blobs noted in the pending table are punched, or unlinked when nothing is left.
+
+What is dead in a blob is not recorded anywhere: it is everything between the chunks that live. So the
+whole gap between two live neighbours is punched, and chunk borders inside a file-system block leak
+nothing.
+"""
+
+from __future__ import annotations
+
+from ckptfs.store import core, references, rows
+from ckptfs.store.core import Core
+from ckptfs.store.index import Reader, Table
+
+_BLOBS_AT_ONCE = 256
+_CHUNKS_AT_ONCE = 20_000
+
+
+def settle(store: Core) -> None:
+    """Do what is noted, except for blobs that an active draft writes to: those wait for its end."""
+    _free_unused(store)
+    after = b""
+    while True:
+        with store.settling:
+            with store.index.read() as reader:
+                todo = _noted(store, reader, after)
+                work = [(blob, *_judge(reader, blob)) for blob in todo]
+            if not work:
+                return
+            sizes = {blob: _give_back(store, blob, row, gaps) for blob, row, gaps in work}
+            with store.transaction() as writer:
+                for blob, row, gaps in work:
+                    key = rows.blob_key(blob)
+                    writer.delete(Table.PENDING, core.PUNCH + key)
+                    if row is None:
+                        continue
+                    writer.add(physical_bytes=sizes[blob] - row.physical_bytes)
+                    if gaps is None:
+                        writer.delete(Table.BLOBS, key)
+                    else:  # owners may have changed meanwhile; nothing else can have
+                        now = references.blob_row(writer, blob)
+                        body = rows.pack_blob(now._replace(physical_bytes=sizes[blob]))
+                        writer.put(Table.BLOBS, key, body)
+            after = rows.blob_key(todo[-1])
+
+
+def _noted(store: Core, reader: Reader, after: bytes) -> list[int]:
+    found: list[int] = []
+    for key, _ in reader.scan(Table.PENDING, core.PUNCH):
+        blob = rows.number(key[1:])
+        if key[1:] > after and blob not in store.writable:
+            found.append(blob)
+            if len(found) == _BLOBS_AT_ONCE:
+                break
+    return found
+
+
+def _judge(reader: Reader, blob: int) -> tuple[rows.BlobRow | None, list[tuple[int, int]] | None]:
+    """The blob's row, and its gaps; no gaps (None) when the whole file goes."""
+    body = reader.get(Table.BLOBS, rows.blob_key(blob))
+    if body is None:
+        return None, None
+    row = rows.blob(body)
+    if row.live_chunks == 0 and row.owners == 0:
+        return row, None
+    gaps: list[tuple[int, int]] = []
+    end = 0
+    for key, place in reader.scan(Table.BLOB_CHUNKS, rows.blob_key(blob)):
+        offset = rows.place_offset(key)
+        if offset > end:
+            gaps.append((end, offset))
+        end = offset + rows.place(place)[1]
+    if row.kind == rows.PACK or end < row.size:
+        gaps.append((end, -1))
+    return row, gaps
+
+
+def _give_back(store: Core, blob: int, row: rows.BlobRow | None, gaps: list[tuple[int, int]] | None) -> int:
+    if gaps is None:
+        store.blobs.unlink(blob)
+        return 0
+    return store.blobs.punch(blob, gaps)
+
+
+def _free_unused(store: Core) -> None:
+    """Look again at chunks that lost their last reference while a put was about to use them."""
+    with store.index.read() as reader:
+        noted = [key[1:] for key, _ in reader.scan(Table.PENDING, core.UNUSED)]
+    for start in range(0, len(noted), _CHUNKS_AT_ONCE):
+        with references.releasing(store) as writer:
+            unused = []
+            for digest in noted[start : start + _CHUNKS_AT_ONCE]:
+                chunk = core.chunk(writer, digest)
+                writer.delete(Table.PENDING, core.UNUSED + digest)
+                if chunk is not None and chunk.refs == 0:
+                    unused.append(chunk)
+            references.forget(store, writer, unused)

@@ -1,0 +1,258 @@
+"""The facade of the room: one open store. Calls block; every one may come from any thread."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+
+from ckptfs.errors import NameTaken, NotFound, StoreDamaged, StoreError
+from ckptfs.store import (
+    begin,
+    core,
+    ending,
+    failure,
+    layout,
+    listing,
+    manifests,
+    placement,
+    probe,
+    recover,
+    release,
+    rows,
+)
+from ckptfs.store.blobs import DEFAULT_OPEN_BLOBS, BlobFiles, BlobHandle
+from ckptfs.store.core import Core
+from ckptfs.store.draft import Draft
+from ckptfs.store.index import DEFAULT_MAP_SIZE_BYTES, REMEDY, Index, Table
+from ckptfs.store.layout import FORMAT_VERSION, Layout
+from ckptfs.store.lock import StoreLock
+from ckptfs.store.records import (
+    Checkpoint,
+    Chunk,
+    DraftRecord,
+    Lease,
+    RecoveryReport,
+    RemoveReport,
+    Usage,
+)
+
+
+class Store:
+    """Use :meth:`open`; close it when done."""
+
+    def __init__(self, store: Core, lock: StoreLock, recovery: RecoveryReport) -> None:
+        self._core = store
+        self._lock = lock
+        self.path = store.layout.root
+        #: What opening found undone and put right.
+        self.recovery = recovery
+
+    @classmethod
+    def open(
+        cls,
+        path: str,
+        *,
+        map_size_bytes: int = DEFAULT_MAP_SIZE_BYTES,
+        open_blobs: int = DEFAULT_OPEN_BLOBS,
+        create: bool = True,
+    ) -> Store:
+        """Lock a store, check its index in a child process, and put right what a crash left undone.
+
+        Raises :class:`StoreLocked`, :class:`StoreDamaged` (the message names the rebuild),
+        :class:`StoreError` (not a store, or one of another format), :class:`PermissionDenied`.
+        """
+        place = Layout(os.path.abspath(path))
+        if create:
+            with failure.mapped(f"making {place.root}"):
+                os.makedirs(place.root, mode=0o700, exist_ok=True)
+        elif not os.path.isdir(place.root):
+            raise StoreError(
+                f"there is no store at {place.root}: the path is wrong, or its disk is not mounted"
+            )
+        with failure.mapped(f"opening {place.root}"):
+            version = place.version()
+            if version is None:
+                if not create:
+                    raise StoreError(f"{place.root} is not a ckptfs store (it has no FORMAT file)")
+                place.refuse_foreign()
+        lock = StoreLock(place.lock)
+        try:
+            return cls._open_locked(place, lock, map_size_bytes, open_blobs)
+        except BaseException:
+            lock.release()
+            raise
+
+    @classmethod
+    def _open_locked(cls, place: Layout, lock: StoreLock, map_size_bytes: int, open_blobs: int) -> Store:
+        version = place.version()
+        if version is None:
+            with failure.mapped(f"making a store in {place.root}"):
+                place.make_folders()
+                Index(place.index, map_size_bytes=map_size_bytes, create=True).close()
+                place.mark()
+        elif version != FORMAT_VERSION:
+            raise StoreError(
+                f"{place.root} has store format {version} and this ckptfs reads {FORMAT_VERSION}: "
+                "use the version of ckptfs that made it"
+            )
+        probe.check(place.index, place.root)
+        index = Index(place.index, map_size_bytes=map_size_bytes, create=False)
+        blobs = BlobFiles(place, open_blobs)
+        try:
+            store = Core(place, index, blobs)
+            recovery = recover.recover(store)
+        except BaseException:
+            blobs.close()
+            index.close()
+            raise
+        return cls(store, lock, recovery)
+
+    def close(self) -> None:
+        """Keep what is under way for a resume, and let go of the directory."""
+        for draft in list(self._core.active.values()):
+            draft.release()
+        self._core.blobs.close()
+        self._core.index.close()
+        self._lock.release()
+
+    # --- Checkpoints ----------------------------------------------------------------------------------
+
+    def checkpoints(self) -> list[Checkpoint]:
+        """All of them, in the order in which they were begun."""
+        return listing.checkpoints(self._core)
+
+    def by_name(self, name: str) -> Checkpoint | None:
+        return listing.by_name(self._core, name)
+
+    def by_ordinal(self, ordinal: int) -> Checkpoint | None:
+        return listing.by_ordinal(self._core, ordinal)
+
+    def manifest(self, digest: bytes) -> bytes:
+        """An encoded manifest, checked against its digest; :class:`StoreDamaged` when it is not that."""
+        return manifests.read(self._core.layout, digest)
+
+    def own_blobs(self, ordinal: int) -> dict[int, int]:
+        """Entry index -> blob with the file's size and chunks at the file's offsets. A file is whole when
+        all its chunks that are not zero lie there."""
+        return listing.own_blobs(self._core, ordinal)
+
+    def rename(self, ordinal: int, new_name: str) -> None:
+        store = self._core
+        key = rows.ordinal_key(ordinal)
+        with store.publishing:
+            with store.transaction() as writer:
+                body = writer.get(Table.CHECKPOINTS, key)
+                if body is None:
+                    raise NotFound(f"no checkpoint has the ordinal {ordinal}")
+                old = listing.checkpoint_of(ordinal, body)
+                if old.name == new_name:
+                    return
+                if writer.get(Table.NAMES, new_name.encode()) is not None:
+                    raise NameTaken(f"a checkpoint named {new_name!r} exists: choose another name")
+                writer.delete(Table.NAMES, old.name.encode())
+                writer.put(Table.NAMES, new_name.encode(), key)
+                row = rows.decode_checkpoint(body)
+                writer.put(Table.CHECKPOINTS, key, rows.encode(rows.renamed(row, new_name)))
+                writer.put(Table.PENDING, core.RECORD + key, b"")
+            now = listing.by_ordinal(store, ordinal)
+            if now is not None:
+                with failure.mapped(f"recording {new_name!r}"):
+                    layout.publish(store.layout.record(ordinal), placement.encode_record(now))
+            with store.transaction() as writer:
+                writer.delete(Table.PENDING, core.RECORD + key)
+
+    def remove(self, ordinal: int) -> RemoveReport:
+        """Remove a checkpoint and punch or unlink what nothing else uses. The caller has made sure that
+        nobody reads it."""
+        return release.remove(self._core, ordinal)
+
+    def usage(self, ordinal: int) -> Usage:
+        return listing.usage(self._core, ordinal)
+
+    # --- Chunks and reading ---------------------------------------------------------------------------
+
+    def chunk(self, digest: bytes) -> Chunk | None:
+        """A chunk that is committed, or put and not yet committed (``refs`` 0 then)."""
+        with self._core.index.read() as reader:
+            found = core.chunk(reader, digest)
+        if found is None:
+            with self._core.state:
+                found = self._core.put_chunk(digest)
+        return found
+
+    def chunks(self, digests: Sequence[bytes]) -> list[Chunk | None]:
+        """Committed chunks, in one view of the index."""
+        return listing.chunks(self._core, digests)
+
+    def blob(self, blob: int) -> BlobHandle:
+        """An open descriptor (``.fd``), valid until the handle is closed."""
+        return self._core.blobs.open(blob)
+
+    def read_chunk(self, chunk: Chunk, buffer: memoryview) -> None:
+        """Fill the buffer, which has the chunk's length. :class:`StoreDamaged` when the blob is shorter."""
+        if chunk.blob == 0:
+            buffer[:] = bytes(len(buffer))
+        elif self._core.blobs.read(chunk.blob, chunk.offset, buffer) != len(buffer):
+            raise StoreDamaged(
+                f"blob {chunk.blob:016x} ends before its chunk at {chunk.offset} does: {REMEDY}"
+            )
+
+    def chunk_count(self) -> int:
+        with self._core.index.read() as reader:
+            return reader.counters().chunks
+
+    def stored_bytes(self) -> int:
+        """The lengths of all chunks that take bytes, each once."""
+        with self._core.index.read() as reader:
+            return reader.counters().stored_bytes
+
+    def physical_bytes(self) -> int:
+        """What the recorded blobs took on the disk when each was last written or punched."""
+        with self._core.index.read() as reader:
+            return reader.counters().physical_bytes
+
+    def disk_free_bytes(self) -> int:
+        status = os.statvfs(self.path)
+        return status.f_bavail * status.f_frsize
+
+    def disk_total_bytes(self) -> int:
+        status = os.statvfs(self.path)
+        return status.f_blocks * status.f_frsize
+
+    # --- Drafts ---------------------------------------------------------------------------------------
+
+    def begin(self, *, name: str, creation: str, source_key: str, source_type: str, source_uri: str) -> Draft:
+        """Begin a creation, or resume the kept one with the same source key."""
+        return begin.begin(
+            self._core,
+            name=name,
+            creation=creation,
+            source_key=source_key,
+            source_type=source_type,
+            source_uri=source_uri,
+        )
+
+    def drafts(self) -> list[DraftRecord]:
+        return listing.drafts(self._core)
+
+    def drop_draft(self, ordinal: int) -> None:
+        """Forget a draft that is not under way; what only it used is given back."""
+        ending.drop(self._core, ordinal)
+
+    def spool_path(self, draft_ordinal: int) -> str:
+        """A directory for a source's temporary downloads. It goes when the draft does."""
+        path = self._core.layout.spool(draft_ordinal)
+        with failure.mapped(f"making {path}"):
+            os.makedirs(path, mode=0o700, exist_ok=True)
+        return path
+
+    # --- Leases ---------------------------------------------------------------------------------------
+
+    def leases(self) -> list[Lease]:
+        return listing.leases(self._core)
+
+    def put_leases(self, leases: Iterable[Lease]) -> None:
+        listing.put_leases(self._core, leases)
+
+    def delete_leases(self, job: str, ordinals: Iterable[int] | None = None) -> None:
+        listing.delete_leases(self._core, job, ordinals)
