@@ -169,10 +169,10 @@ async def test_a_stopped_daemon_resumes_without_reading_again(tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("make", "code", "says"),
     [
-        (lambda p: None, "source_not_found", "no such"),
+        (lambda p: None, "source_not_found", "does not exist"),
         (lambda p: p.mkdir(), "source_not_found", "empty"),
         (lambda p: (p.mkdir(), os.mkfifo(p / "pipe")), "source_refused", "fifo"),
-        (lambda p: (p.mkdir(), (p / "out").symlink_to("../../etc/passwd")), "source_refused", "leaves"),
+        (lambda p: (p.mkdir(), (p / "out").symlink_to("../../etc/passwd")), "source_refused", "outside"),
         (
             lambda p: (p.mkdir(), (p / "s").write_bytes(b"x"), (p / "s").chmod(0o4755)),
             "source_refused",
