@@ -39,10 +39,11 @@ _MAX_TTL_SECONDS = 366 * 24 * 3600.0
 class Leases:
     """The leases of this node. All methods but the background tasks are synchronous and short."""
 
-    def __init__(self, store: Store, config: EngineConfig, on_change: Callable[[], None]) -> None:
+    def __init__(self, store: Store, config: EngineConfig) -> None:
         self._store = store
         self._config = config
-        self._on_change = on_change
+        #: Called whenever what is attached may have changed.
+        self.on_change: Callable[[], None] = lambda: None
         self._leases: dict[tuple[str, int], Lease] = {
             (lease.job, lease.ordinal): lease for lease in store.leases()
         }
@@ -66,7 +67,7 @@ class Leases:
         ordinals = {ordinal for _, ordinal in self._leases}
         found = (self._store.by_ordinal(ordinal) for ordinal in sorted(ordinals))
         self._attached = {c.name: c for c in found if c is not None}
-        self._on_change()
+        self.on_change()
 
     def jobs(self) -> list[JobInfo]:
         return [self.job(job) for job in sorted({job for job, _ in self._leases})]

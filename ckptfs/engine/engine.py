@@ -54,22 +54,14 @@ class Engine:
         self._store = store
         self._config = config
         self._creations = Creations(store, config)
-        self._changed: builtins.list[Callable[[], None]] = []
-        self._leases = Leases(store, config, self._notify_changed)
+        self._leases = Leases(store, config)
         self._catalog = Catalog(store, self._creations, self._leases.jobs_of)
         self.view = View(store, self._leases.attached)
+        self._leases.on_change = self.view.refresh
         self._reading: Counter[int] = Counter()  # ordinals that something here reads
         self._going: set[int] = set()  # ordinals that are being removed
         self._nursery: trio.Nursery | None = None
         self._stack = contextlib.AsyncExitStack()
-
-    def on_attached_change(self, callback: Callable[[], None]) -> None:
-        """Call ``callback`` whenever the set of attached checkpoints may have changed."""
-        self._changed.append(callback)
-
-    def _notify_changed(self) -> None:
-        for callback in self._changed:
-            callback()
 
     async def __aenter__(self) -> Self:
         self._nursery = await self._stack.enter_async_context(trio.open_nursery())
