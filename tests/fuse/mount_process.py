@@ -1,0 +1,92 @@
+"""A store and its mount in a process of their own, told what to do by lines of JSON.
+
+The tests must not share an interpreter with the mount: a page fault of theirs would wait, with the GIL
+held, for a handler that needs it. ``python mount_process.py STORE MOUNT [OPTIONS-AS-JSON]``; every
+line on stdin is ``{"do": …}`` and is answered by one line on stdout. The end of stdin is the stop.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from typing import Any
+
+import structlog
+import trio
+
+from ckptfs.engine.view import View
+from ckptfs.errors import CkptfsError
+from ckptfs.fuse import FuseSession, MountConfig
+from ckptfs.store import Checkpoint, Store
+
+
+class MountProcess:
+    def __init__(self, store: Store, mountpoint: str, options: dict[str, Any]) -> None:
+        self.store = store
+        self.names: set[str] = set(options.pop("attach", []))
+        allow_other = options.pop("allow_other", None)
+        self.view = View(store, self.attached)
+        config = MountConfig(**options)
+        self.session = FuseSession(self.view, mountpoint, allow_other=allow_other, config=config)
+
+    def attached(self) -> dict[str, Checkpoint]:
+        found = (self.store.by_name(name) for name in self.names)
+        return {checkpoint.name: checkpoint for checkpoint in found if checkpoint}
+
+    async def run(self) -> None:
+        async with trio.open_nursery() as nursery:
+            await nursery.start(self.session.run)
+            say({"ready": self.session.mountpoint, "notes": self.session.notes})
+            lines = trio.lowlevel.FdStream(os.dup(0))
+            pending = b""
+            while data := await lines.receive_some():
+                *whole, pending = (pending + data).split(b"\n")
+                for line in whole:
+                    say(await self.do(json.loads(line)))
+            nursery.cancel_scope.cancel()
+
+    async def do(self, request: dict[str, Any]) -> dict[str, Any]:
+        what = request["do"]
+        if what == "attach":
+            self.names = set(request["names"])
+            self.view.refresh()
+        elif what == "load":
+            await self.view.load(request["ordinal"])
+        elif what == "rename":
+            await trio.to_thread.run_sync(self.store.rename, request["ordinal"], request["name"])
+            self.names = {request["name"] if n == request["was"] else n for n in self.names}
+            self.view.refresh()
+        elif what == "remove":
+            if self.view.open_files(request["ordinal"]):
+                return {"refused": self.view.open_files(request["ordinal"])}
+            await trio.to_thread.run_sync(self.store.remove, request["ordinal"])
+        elif what == "open_files":
+            return {"open_files": self.view.open_files(request["ordinal"])}
+        elif what == "counters":
+            return {**self.view.counters(), **self.session.counters()}
+        else:
+            raise ValueError(what)
+        return {}
+
+
+def say(answer: dict[str, Any]) -> None:
+    sys.stdout.write(json.dumps(answer) + "\n")
+    sys.stdout.flush()
+
+
+def main() -> None:
+    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
+    store = Store.open(sys.argv[1])
+    try:
+        options = json.loads(sys.argv[3]) if len(sys.argv) > 3 else {}
+        trio.run(MountProcess(store, sys.argv[2], options).run)
+    except* CkptfsError as errors:
+        say({"error": str(errors.exceptions[0])})
+        sys.exit(7)
+    finally:
+        store.close()
+
+
+if __name__ == "__main__":
+    main()
