@@ -28,7 +28,7 @@ from ckptfs.errors import (
     SourceUnavailable,
 )
 from ckptfs.source.connection import Answer
-from ckptfs.source.limits import Opening
+from ckptfs.source.limits import Limits, Opening
 from ckptfs.source.tries import NETWORK_ERRORS, Pace, Passing, Tries, passing, retry_after_seconds
 
 _AGAIN_STATUSES = frozenset({408, 425, 429, 500, 502, 503, 504, 509, 520, 521, 522, 523, 524, 529})
@@ -74,7 +74,7 @@ class HttpRanged:
                 self._read_once(offset, buffer, progress, refreshed)
             except Passing as failure:
                 tries.again(failure)
-            except _Expired as expired:
+            except Expired as expired:
                 if refreshed:
                     raise expired.error from None
                 refreshed = True
@@ -83,7 +83,7 @@ class HttpRanged:
         start = offset + progress[0]
         wanted = buffer[progress[0] :]
         headers = {"Range": f"bytes={start}-{start + len(wanted) - 1}", "Accept-Encoding": "identity"}
-        if self._version.etag and not self._version.etag.startswith("W/"):
+        if self._version.etag:
             headers["If-Match"] = self._version.etag
         with answered(self._exchange, headers, fresh, self._label) as response:
             self._check(response, start, len(wanted))
@@ -131,19 +131,19 @@ def check_version(response: urllib3.BaseHTTPResponse, version: Version, label: s
             raise SourceCorrupt(f"{label}: an answer came without the ETag, so its version cannot be told")
         if got:
             return
-    total = _CONTENT_RANGE.fullmatch(response.headers.get("Content-Range", "").strip())
+    total = CONTENT_RANGE.fullmatch(response.headers.get("Content-Range", "").strip())
     if total and total[3] != "*" and int(total[3]) != version.size_bytes:
         raise changed(label, f"it has {total[3]} bytes now where it had {version.size_bytes}")
 
 
-_CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)", re.IGNORECASE)
+CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)", re.IGNORECASE)
 
 
 def check_content_range(
     response: urllib3.BaseHTTPResponse, start: int, length: int, size: int, label: str
 ) -> None:
     said = response.headers.get("Content-Range", "")
-    match = _CONTENT_RANGE.fullmatch(said.strip())
+    match = CONTENT_RANGE.fullmatch(said.strip())
     if match is None or (int(match[1]), int(match[2])) != (start, start + length - 1):
         raise SourceCorrupt(
             f"{label}: bytes {start}-{start + length - 1} were asked for and the server answered "
@@ -160,7 +160,7 @@ def changed(label: str, how: str) -> SourceChanged:
     )
 
 
-class _Expired(Exception):
+class Expired(Exception):
     """Access was refused in mid-way; a new signature may help, once."""
 
     def __init__(self, error: SourceError) -> None:
@@ -222,7 +222,7 @@ def refuse(response: urllib3.BaseHTTPResponse, label: str, *, in_midway: bool) -
         raise Passing(f"the server answered {said}", retry_after_seconds(response.headers.get("Retry-After")))
     if status in (401, 403, 407) or code in _EXPIRED_CODES:
         if in_midway:
-            raise _Expired(
+            raise Expired(
                 SourceUnavailable(
                     f"{label}: access ended in mid-way (the server answered {said}); what arrived is kept: "
                     "create the checkpoint again with fresh credentials"
@@ -242,6 +242,21 @@ def refuse(response: urllib3.BaseHTTPResponse, label: str, *, in_midway: bool) -
             f"{label}: the server answered {said} and points elsewhere; check the endpoint and the region"
         )
     raise SourceError(f"{label}: the server answered {said}, which ckptfs cannot use")
+
+
+def read_head(response: urllib3.BaseHTTPResponse, count_bytes: int, limits: Limits) -> bytes:
+    """The first bytes of an answer's body; fewer only where the body ends."""
+    head = bytearray(count_bytes)
+    pace = Pace(limits)
+    done = 0
+    while done < count_bytes:
+        began = time.monotonic()
+        got = body_of(response).take(memoryview(head)[done:])
+        if not got:
+            break
+        done += got
+        pace.add(got, time.monotonic() - began)
+    return bytes(head[:done])
 
 
 def error_code(response: urllib3.BaseHTTPResponse) -> str:

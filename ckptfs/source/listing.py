@@ -28,7 +28,7 @@ class Listing:
         self.key = key
         self._label = label
         self._limits = limits
-        self._close = close
+        self.on_close = close
         self._entries: list[SourceEntry] = []
         self._known_bytes = 0
         #: None when a file's size is not known before it is read.
@@ -36,11 +36,7 @@ class Listing:
 
     def add(self, entry: SourceEntry) -> None:
         self._entries.append(entry)
-        if len(self._entries) > self._limits.max_entries:
-            raise SourceTooLarge(
-                f"{self._label} holds more than {self._limits.max_entries:,} files and directories, "
-                "the most that one checkpoint may have (max_entries in the daemon's configuration)"
-            )
+        check_entries(self._label, len(self._entries), self._limits)
         if not isinstance(entry, SourceFile):
             return
         if entry.size_bytes is None:
@@ -62,7 +58,7 @@ class Listing:
         return iter(self._entries)
 
     def close(self) -> None:
-        self._close()
+        self.on_close()
 
 
 def check_size(label: str, size_bytes: int, limits: Limits) -> None:
@@ -71,4 +67,13 @@ def check_size(label: str, size_bytes: int, limits: Limits) -> None:
         raise SourceTooLarge(
             f"{label} holds at least {size_bytes:,} bytes, more than the {limits.max_bytes:,} that one "
             "checkpoint may have (max_checkpoint_bytes in the daemon's configuration)"
+        )
+
+
+def check_entries(label: str, count: int, limits: Limits) -> None:
+    """Refuse more files than a manifest may have."""
+    if count > limits.max_entries:
+        raise SourceTooLarge(
+            f"{label} holds more than {limits.max_entries:,} files, directories and links, the most that one "
+            "checkpoint may have (max_entries in the daemon's configuration)"
         )

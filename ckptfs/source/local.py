@@ -25,6 +25,7 @@ from ckptfs.source.base import (
 )
 from ckptfs.source.limits import Opening
 from ckptfs.source.listing import Listing
+from ckptfs.source.place import PlacedFile
 
 #: File times advance with the kernel's tick (at most 10 ms). Two writes within one tick can leave the
 #: same ctime, so a read waits until the pinned ctime is older than a tick: a later write then shows.
@@ -103,7 +104,7 @@ def at_door(error: OSError, path: bytes) -> SourceError:
     return SourceUnavailable(f"{shown} cannot be read: {os.strerror(error.errno or errno.EIO)}")
 
 
-def open_local(opening: Opening, path: bytes) -> Listing | SourceFile:
+def open_local(opening: Opening, path: bytes) -> Listing | PlacedFile:
     """List a directory, or pin one file (which may be an archive: the caller decides)."""
     try:
         path = os.path.realpath(path, strict=True)
@@ -116,7 +117,7 @@ def open_local(opening: Opening, path: bytes) -> Listing | SourceFile:
             raise SourceDenied(f"{show_path(path)} is {entry.what}; a checkpoint is made of files")
         if not isinstance(entry, SourceFile):
             raise SourceNotFound(f"{show_path(path)} is not a file")
-        return entry
+        return PlacedFile("local", f"local:{show_path(path)}", show_path(path), entry, _nothing_to_close)
     listing = Listing("local", f"local:{show_path(path)}", show_path(path), opening.limits)
     for number, entry in enumerate(_walk(path)):
         if number % 1024 == 0:
@@ -124,6 +125,10 @@ def open_local(opening: Opening, path: bytes) -> Listing | SourceFile:
         listing.add(entry)
     listing.check_not_empty()
     return listing
+
+
+def _nothing_to_close() -> None:
+    return None
 
 
 def _walk(root: bytes) -> Iterator[SourceEntry]:

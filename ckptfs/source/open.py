@@ -12,12 +12,14 @@ from typing import cast
 from ckptfs.errors import SourceNotFound, SpecificationError
 from ckptfs.model.records import SourceType
 from ckptfs.source import s3_client
-from ckptfs.source.base import FetchProgress, Source, SourceFile
+from ckptfs.source.archive.open import open_file
+from ckptfs.source.base import FetchProgress, Source
 from ckptfs.source.limits import Extract, Limits, Opening
 from ckptfs.source.listing import Listing
 from ckptfs.source.local import open_local
 from ckptfs.source.s3 import open_s3
 from ckptfs.source.uri import Uri, parse, shown
+from ckptfs.source.web import open_web
 
 __all__ = ["Limits", "check_request", "open_source", "public_uri", "source_type_of"]
 
@@ -77,26 +79,17 @@ def open_source(
         report=report,
         cancelled=cancelled,
     )
-    place = parse(uri, source_type)
-    _check_options(place, opening.options)
-    key = f"{place.kind}:{shown(uri)}"
-    if place.kind == "s3":
-        found = open_s3(opening, place.bucket, place.key, wasabi=source_type == "wasabi")
-        if isinstance(found, Listing):
-            found.key = key
-            return found
-        return _one_file(opening, "s3", key, found.file, found.close)
-    local = open_local(opening, place.path)
-    if isinstance(local, Listing):
-        return local
-    return _one_file(opening, "local", key, local, lambda: None)
-
-
-def _one_file(opening: Opening, kind: str, key: str, file: SourceFile, close: Callable[[], None]) -> Listing:
-    label = shown(opening.uri)
-    if file.size_bytes == 0:
-        close()
-        raise SourceNotFound(f"{label} is empty: there is nothing to make a checkpoint of")
-    listing = Listing(kind, key, label, opening.limits, close)
-    listing.add(file)
-    return listing
+    where = parse(uri, source_type)
+    _check_options(where, opening.options)
+    if where.kind == "s3":
+        found = open_s3(opening, where.bucket, where.key, wasabi=source_type == "wasabi")
+    elif where.kind == "web":
+        found = open_web(opening, where.url)
+    else:
+        found = open_local(opening, where.path)
+    if isinstance(found, Listing):
+        return found
+    if found.file.size_bytes == 0:
+        found.close()
+        raise SourceNotFound(f"{found.label} is empty: there is nothing to make a checkpoint of")
+    return open_file(opening, found)

@@ -18,31 +18,26 @@ from ckptfs.model.names import show_path
 from ckptfs.source.base import SourceDirectory, SourceFile
 from ckptfs.source.limits import Opening
 from ckptfs.source.listing import Listing
+from ckptfs.source.place import PlacedFile
 from ckptfs.source.s3_bytes import S3Object, S3Objects
 from ckptfs.source.s3_client import S3Client, connect
 
 
-def open_s3(opening: Opening, bucket: str, key: str, *, wasabi: bool = False) -> Listing | S3File:
+def open_s3(opening: Opening, bucket: str, key: str, *, wasabi: bool = False) -> Listing | PlacedFile:
     """List a prefix, or pin one object (which may be an archive: the caller decides)."""
     client = connect(opening, bucket, wasabi=wasabi)
     objects = S3Objects(opening, client)
+    source_key = f"s3:{client.label(key)}"
     try:
         if key and not key.endswith("/"):
             file = _exact_object(client, objects, key)
             if file is not None:
-                return S3File(file, objects)
-        return _list(opening, client, objects, key if not key or key.endswith("/") else key + "/")
+                return PlacedFile("s3", source_key, client.label(key), file, objects.close)
+        prefix = key if not key or key.endswith("/") else key + "/"
+        return _list(opening, client, objects, prefix, source_key)
     except BaseException:
         objects.close()
         raise
-
-
-class S3File:
-    """One pinned object and the connections that read it."""
-
-    def __init__(self, file: SourceFile, objects: S3Objects) -> None:
-        self.file = file
-        self.close = objects.close
 
 
 def _exact_object(client: S3Client, objects: S3Objects, key: str) -> SourceFile | None:
@@ -70,9 +65,9 @@ def _version(head: dict[str, Any]) -> str:
     return "" if version == "null" else version
 
 
-def _list(opening: Opening, client: S3Client, objects: S3Objects, prefix: str) -> Listing:
+def _list(opening: Opening, client: S3Client, objects: S3Objects, prefix: str, source_key: str) -> Listing:
     label = client.label(prefix)
-    listing = Listing("s3", "", label, opening.limits, objects.close)
+    listing = Listing("s3", source_key, label, opening.limits, objects.close)
     for entry in _entries(client, objects, prefix):
         listing.add(entry)
     if not len(listing):
