@@ -66,13 +66,13 @@ class Admission:
     def link(self, path: bytes, target: bytes) -> bytes:
         """A symbolic link. Whether it leaves the checkpoint through other links is known at `finish`."""
         normal = normalise(path)
-        self._add(normal, Kind.LINK)
         problem = following.target_problem(normal, target)
         if problem:
             raise _refused(normal, f"is a link that {problem} ({show_path(target[:200])})")
         self._targets_bytes += len(target)
         if self._targets_bytes > TARGETS_LIMIT_BYTES:
             raise _refused(normal, f"brings the targets of links to more than {TARGETS_LIMIT_BYTES} bytes")
+        self._add(normal, Kind.LINK)
         self._targets[normal] = target
         return normal
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from enum import Enum
 
+from ckptfs.errors import SourceChanged
 from ckptfs.model import gguf, safetensors, zipdir
 from ckptfs.model.boundaries import TARGET_CHUNK_BYTES, from_segments, grid
 from ckptfs.model.prefix import Read
@@ -57,11 +58,19 @@ def lengths(size_bytes: int, read: Read) -> list[int]:
 
     All are > 0, none is > TARGET_CHUNK_BYTES, their sum is ``size_bytes``. ``read(offset, length)``
     returns exactly ``length`` bytes and is never asked for bytes outside the file; what it raises
-    passes through. Nothing else is raised, whatever the bytes are.
+    passes through. When it returns fewer the file has changed: SourceChanged, for else the cuts would
+    depend on when. Nothing else is raised, whatever the bytes are.
     """
     if size_bytes == 0:
         return []
-    head = read(0, min(HEAD_BYTES, size_bytes))
+
+    def read_all(offset: int, length: int) -> bytes:
+        data = read(offset, length)
+        if len(data) != length:
+            raise SourceChanged(f"the content ends at byte {offset + len(data)}; its size was {size_bytes}")
+        return data
+
+    head = read_all(0, min(HEAD_BYTES, size_bytes))
     segments = _SEGMENTS.get(sniff(head, size_bytes))
-    cuts = segments(size_bytes, read) if segments else None
+    cuts = segments(size_bytes, read_all) if segments else None
     return grid(size_bytes) if cuts is None else from_segments(cuts)

@@ -102,7 +102,7 @@ def decode(data: bytes) -> Manifest:
     """
     try:
         manifest = _decoder.decode(data)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, ValueError) as error:  # ValueError: text that is not UTF-8
         raise StoreDamaged(f"not a manifest: {error}") from error
     problem = _problem(manifest)
     if problem:
@@ -139,7 +139,7 @@ def _problem(manifest: Manifest) -> str:
             if not entry.target or b"\0" in entry.target:
                 return f"the link {path!r} has no target"
         elif (
-            entry.size_bytes < 0
+            not 0 <= entry.size_bytes < 2**63
             or any(n <= 0 for n in entry.lengths)
             or sum(entry.lengths) != entry.size_bytes
             or len(entry.digests) != DIGEST_BYTES * len(entry.lengths)
