@@ -1,0 +1,34 @@
+"""Records that only the control interface has; the others are in :mod:`ckptfs.model.records`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from ckptfs.model.records import VerifyReport
+
+
+class Rename(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    name: str
+
+
+class ErrorDetail(msgspec.Struct, kw_only=True):
+    """``code`` is stable and names a class of ckptfs.errors; ``message`` is one line for people."""
+
+    code: str
+    message: str
+    data: dict[str, Any]
+
+
+class ErrorBody(msgspec.Struct, kw_only=True):
+    error: ErrorDetail
+
+
+class VerifyLine(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """One line of a verification's answer: bytes done of total, or the report, or an error."""
+
+    done: int = 0
+    total: int = 0
+    report: VerifyReport | None = None
+    error: ErrorDetail | None = None
