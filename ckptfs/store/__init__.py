@@ -1,7 +1,8 @@
 """The store: the node-local blobs and the index. Everything blocks; nothing here knows trio.
 
 store      the facade: one open store
-draft      a creation under way: its files and how their chunks come in
+draft, draft_file, landing, packing
+           a creation under way, its files, and how their chunks come in
 begin, commit, publish, ending
            the life of a draft, one module per step
 references, release, settle
@@ -22,8 +23,11 @@ lock, kernel, failure
 """
 
 from ckptfs.store.blobs import BlobHandle
-from ckptfs.store.draft import SMALL_FILE_BYTES, Draft, DraftFile, LandingBlob
+from ckptfs.store.draft import Draft
+from ckptfs.store.draft_file import DraftFile
+from ckptfs.store.landing import LandingBlob
 from ckptfs.store.layout import FORMAT_VERSION
+from ckptfs.store.packing import SMALL_FILE_BYTES
 from ckptfs.store.records import (
     Checkpoint,
     Chunk,

@@ -31,7 +31,8 @@ from ckptfs.store.layout import Layout
 from ckptfs.store.records import Chunk
 
 if TYPE_CHECKING:
-    from ckptfs.store.draft import Draft, DraftFile
+    from ckptfs.store.draft import Draft
+    from ckptfs.store.draft_file import DraftFile
 
 # Kinds of rows in the pending table: one letter, then a number or a digest.
 RELEASE = b"R"  # ordinal: a removed checkpoint or dropped draft still gives up its chunks
@@ -118,6 +119,8 @@ class Core:
         self.pending = Batch()
         self.flushing: Batch | None = None
         self.dying: set[bytes] = set()
+        #: Chunks whose bytes a put is writing; True when another put writes the same ones.
+        self.claims: dict[bytes, bool] = {}
         self.active: dict[int, Draft] = {}
         #: Blob files that have no row yet: blob -> (kind, size).
         self.born: dict[int, tuple[int, int]] = {}
@@ -195,14 +198,14 @@ class Core:
                     return Chunk(digest, *found, refs=0)
         return None
 
-    def resident(self, digest: bytes) -> bool:
-        """Whether a put may use the chunk that is there."""
-        if self.put_chunk(digest) is not None:
-            return True
-        if digest in self.dying:
-            return False
-        with self.index.read() as reader:
-            return reader.get(Table.CHUNKS, digest) is not None
+    def resident(self, digest: bytes) -> Chunk | None:
+        """The chunk that is there and that a put may use."""
+        found = self.put_chunk(digest)
+        if found is None and digest not in self.dying:
+            body = self.index.lookup(Table.CHUNKS, digest)
+            if body is not None:
+                found = rows.chunk(digest, body)
+        return found
 
     def is_used(self, digest: bytes) -> bool:
         """Whether an uncommitted put uses the chunk."""

@@ -1,193 +1,18 @@
-"""A creation that is under way: its files, their chunks as they come, and how it ends.
-
-Bytes are written without any lock; what is said about them is recorded in memory under the store's
-``state`` lock and committed in batches. Until a draft ends, only its own threads write to its blobs.
-"""
+"""A creation that is under way, and how it ends. Until then only its own threads write to its blobs."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ckptfs.errors import CkptfsError, StoreError
-from ckptfs.model.digest import is_zero
+from ckptfs.errors import StoreError
 from ckptfs.store import commit, ending, publish, rows
+from ckptfs.store.draft_file import DraftFile
 from ckptfs.store.index import Table
+from ckptfs.store.packing import PACK_ALIGN_BYTES, PACK_BYTES
 from ckptfs.store.records import Checkpoint
 
 if TYPE_CHECKING:
     from ckptfs.store.core import Core
-
-#: Files up to this size share pack blobs. Larger ones get a blob of their own: the kernel can read those
-#: without us later on, and a file of its own wastes half a block on average, under 4 % from here on.
-SMALL_FILE_BYTES = 64 << 10
-
-#: A pack that has grown to this is left for a new one. Small enough that a pack which loses most of its
-#: files is cheap to walk (16,384 places), large enough that 100,000 files make a few packs only.
-PACK_BYTES = 64 << 20
-
-#: Chunks in a pack begin at multiples of this, so that each dead one gives its blocks back.
-PACK_ALIGN_BYTES = 4096
-
-#: Commit by ourselves when so many chunks wait: their records take about 600 bytes each in memory.
-_BATCH_CHUNKS = 20_000
-
-
-class DraftFile:
-    """One file of a draft. ``put`` may be called from several threads at once."""
-
-    __slots__ = ("_draft", "blob", "key", "known", "lengths", "size_bytes")
-
-    def __init__(self, draft: Draft, key: bytes, size_bytes: int | None) -> None:
-        self._draft = draft
-        self.key = key
-        self.size_bytes = size_bytes
-        #: Cuts recorded earlier or set now; None until then.
-        self.lengths: list[int] | None = None
-        #: Digests by chunk index: recorded before, and put since.
-        self.known: dict[int, bytes] = {}
-        #: Its own blob; 0 while there is none.
-        self.blob = 0
-
-    def set_lengths(self, lengths: list[int], size_bytes: int) -> None:
-        """Record the cuts. Must come before the first put, and after the landing where there is one."""
-        draft = self._draft
-        draft.check()
-        if sum(lengths) != size_bytes:
-            raise ValueError("the chunk lengths do not add up to the file's size")
-        resize = self.blob and self.size_bytes != size_bytes
-        with draft.core.state:
-            key = rows.draft_file_key(draft.ordinal, self.key)
-            if self.known and lengths != self.lengths:
-                self.known = {}
-                draft.core.pending.recut.add(key)
-            self.lengths = lengths
-            self.size_bytes = size_bytes
-            if resize and self.blob in draft.core.born:
-                draft.core.born[self.blob] = (rows.OWN, size_bytes)
-            draft.core.pending.files[key] = self
-        if resize:
-            draft.core.blobs.resize(self.blob, size_bytes)
-
-    def put(
-        self,
-        index: int,
-        offset: int,
-        data: memoryview,
-        digest: bytes,
-        fingerprint: int,
-        *,
-        landed: bool = False,
-    ) -> bool:
-        """Bring in one chunk; True when its bytes were not in the store yet.
-
-        ``landed``: the bytes lie in the file's blob already, at ``offset``. Raises :class:`StoreFull` or
-        :class:`StoreError`; nothing is recorded then.
-        """
-        draft = self._draft
-        core = draft.core
-        draft.check()
-        length = len(data)
-        if is_zero(data):
-            with core.state:
-                if digest not in draft.held and not core.resident(digest):
-                    core.pending.chunks[digest] = (length, 0, 0, fingerprint)
-                self._record(index, digest, length)
-                if landed:
-                    self._give_up(self.blob, offset, length)
-            return False
-        with core.state:
-            if digest in draft.held or core.resident(digest):
-                self._record(index, digest, length)
-                if landed:
-                    self._give_up(self.blob, offset, length)
-                return False
-        if landed:
-            blob, place = self.blob, offset
-        else:
-            blob, place = self._place(offset, length)
-            try:
-                core.blobs.write(blob, place, data)
-            except CkptfsError:
-                with core.state:
-                    self._give_up(blob, place, length)
-                raise
-        with core.state:
-            won = digest not in draft.held and not core.resident(digest)
-            if won:
-                core.pending.chunks[digest] = (length, blob, place, fingerprint)
-                core.pending.touched.add(blob)
-            else:  # another thread brought the same bytes in meanwhile
-                self._give_up(blob, place, length)
-            self._record(index, digest, length)
-            full = len(core.pending.rows) >= _BATCH_CHUNKS
-        if full:
-            commit.commit(core)
-        return won
-
-    def landing(self) -> LandingBlob:
-        """Where content lands whose cuts are not known before it is there: the file's own blob."""
-        self._draft.check()
-        return LandingBlob(self._draft, self._own_blob())
-
-    def digests(self) -> bytes:
-        """All digests in chunk order; every chunk must be known."""
-        known = self.known
-        return b"".join([known[index] for index in range(len(self.lengths or ()))])
-
-    # --- With state held --------------------------------------------------------------------------
-
-    def _record(self, index: int, digest: bytes, length: int) -> None:
-        draft = self._draft
-        batch = draft.core.pending
-        self.known[index] = digest
-        if digest not in draft.held:
-            draft.held.add(digest)
-            used = batch.uses.get(draft.ordinal)
-            if used is None:
-                used = batch.uses[draft.ordinal] = set()
-            used.add(digest)
-        batch.rows.append((rows.draft_chunk_key(draft.ordinal, self.key, index), digest, length))
-
-    def _give_up(self, blob: int, offset: int, length: int) -> None:
-        self._draft.core.pending.dead.append((blob, offset, offset + length))
-        self._draft.dirty.add(blob)
-
-    # --- Without --------------------------------------------------------------------------------------
-
-    def _place(self, offset: int, length: int) -> tuple[int, int]:
-        if not self.blob and self.size_bytes is not None and self.size_bytes <= SMALL_FILE_BYTES:
-            return self._draft.place_in_pack(length)
-        return self._own_blob(), offset
-
-    def _own_blob(self) -> int:
-        draft = self._draft
-        with draft.core.making:
-            if not self.blob:
-                blob = draft.make_blob(rows.OWN, self.size_bytes or 0)
-                with draft.core.state:
-                    self.blob = blob
-                    draft.core.pending.files[rows.draft_file_key(draft.ordinal, self.key)] = self
-            return self.blob
-
-
-class LandingBlob:
-    """The bytes of one file at their own offsets, before they are cut."""
-
-    def __init__(self, draft: Draft, blob: int) -> None:
-        self._draft = draft
-        self._blob = blob
-        self.size = 0
-        draft.dirty.add(blob)
-
-    def write_at(self, offset: int, data: memoryview) -> None:
-        self._draft.check()
-        self._draft.core.blobs.write(self._blob, offset, data)
-        self.size = max(self.size, offset + len(data))
-
-    def read_at(self, offset: int, buffer: memoryview) -> None:
-        """Fill the buffer with what landed at the offset."""
-        if self._draft.core.blobs.read(self._blob, offset, buffer) != len(buffer):
-            raise StoreError("less was read back than was written: check the disk and the kernel log")
 
 
 class Draft:
@@ -231,6 +56,8 @@ class Draft:
                     return file
                 row = rows.decode_draft_file(body)
                 if size_bytes is not None and row.size_bytes not in (-1, size_bytes):
+                    with self.core.state:
+                        self.core.pending.recut.add(full_key)
                     return file
                 if row.blob and reader.get(Table.BLOBS, rows.blob_key(row.blob)) is not None:
                     file.blob = row.blob

@@ -12,7 +12,7 @@ import errno
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
-from enum import Enum
+from enum import IntEnum
 from typing import Any
 
 import lmdb
@@ -34,21 +34,21 @@ _READERS = 512
 _COUNTERS_KEY = b"counters"
 
 
-class Table(Enum):
-    """The tables, named as in docs/format.md."""
+class Table(IntEnum):
+    """The tables. In the environment each is named as here, in lower case (docs/format.md)."""
 
-    META = b"meta"  # "counters" -> Counters
-    CHECKPOINTS = b"checkpoints"  # ordinal -> CheckpointRow
-    NAMES = b"names"  # name -> ordinal
-    OWNERS = b"owners"  # ordinal, entry -> blob shaped like that file
-    CHUNKS = b"chunks"  # digest -> length, blob, offset, fingerprint, refs
-    BLOB_CHUNKS = b"blob_chunks"  # blob, offset -> digest, length
-    BLOBS = b"blobs"  # blob -> BlobRow
-    DRAFTS = b"drafts"  # ordinal -> DraftRow
-    DRAFT_FILES = b"draft_files"  # ordinal, file key -> DraftFileRow
-    DRAFT_CHUNKS = b"draft_chunks"  # ordinal, file key, chunk index -> digest, length
-    LEASES = b"leases"  # job NUL ordinal -> LeaseRow
-    PENDING = b"pending"  # kind, number or digest -> what a crash must not forget
+    META = 0  # "counters" -> Counters
+    CHECKPOINTS = 1  # ordinal -> CheckpointRow
+    NAMES = 2  # name -> ordinal
+    OWNERS = 3  # ordinal, entry -> blob shaped like that file
+    CHUNKS = 4  # digest -> length, blob, offset, fingerprint, refs
+    BLOB_CHUNKS = 5  # blob, offset -> digest, length
+    BLOBS = 6  # blob -> BlobRow
+    DRAFTS = 7  # ordinal -> DraftRow
+    DRAFT_FILES = 8  # ordinal, file key -> DraftFileRow
+    DRAFT_CHUNKS = 9  # ordinal, file key, chunk index -> digest, length
+    LEASES = 10  # job NUL ordinal -> LeaseRow
+    PENDING = 11  # kind, number or digest -> what a crash must not forget
 
 
 def seal(key: bytes, body: bytes) -> bytes:
@@ -67,7 +67,7 @@ def _opened(table: Table, key: bytes, value: bytes) -> bytes:
 class Reader:
     """One consistent view of the tables. Valid inside the ``with`` that made it."""
 
-    def __init__(self, txn: Any, handles: dict[Table, Any]) -> None:
+    def __init__(self, txn: Any, handles: list[Any]) -> None:
         self._txn = txn
         self._handles = handles
 
@@ -98,7 +98,7 @@ class Reader:
 class Writer(Reader):
     """The one write transaction. ``total`` holds the counters; what it says at the end is committed."""
 
-    def __init__(self, txn: Any, handles: dict[Table, Any]) -> None:
+    def __init__(self, txn: Any, handles: list[Any]) -> None:
         super().__init__(txn, handles)
         self.total = self.counters()
         self._before = self.total
@@ -152,7 +152,9 @@ class Index:
             )
         try:
             with _foreign(), self._env.begin(write=True) as txn:
-                self._handles = {t: self._env.open_db(t.value, txn=txn, create=create) for t in Table}
+                self._handles = [
+                    self._env.open_db(t.name.lower().encode(), txn=txn, create=create) for t in Table
+                ]
                 if create:
                     first = rows.pack_counters(rows.Counters(1, 1, 0, 0, 0))
                     sealed = seal(_COUNTERS_KEY, first)
@@ -171,6 +173,19 @@ class Index:
     def read(self) -> Iterator[Reader]:
         with _foreign(), self._env.begin() as txn:
             yield Reader(txn, self._handles)
+
+    def lookup(self, table: Table, key: bytes) -> bytes | None:
+        """One row in a view of its own. (A put does this for every chunk: without the context managers
+        it takes a third of the time.)"""
+        try:
+            txn = self._env.begin()
+            try:
+                value = txn.get(key, db=self._handles[table])
+            finally:
+                txn.abort()
+        except lmdb.Error as error:
+            raise _ours(error) from error
+        return None if value is None else _opened(table, key, value)
 
     @contextmanager
     def write(self) -> Iterator[Writer]:
@@ -192,19 +207,21 @@ class Index:
 def _foreign() -> Iterator[None]:
     try:
         yield
-    except lmdb.MapFullError as error:
-        raise StoreFull(
-            "the index has reached its map size: raise store.index_map_bytes in the configuration"
-        ) from error
     except lmdb.Error as error:
-        code = getattr(error, "code", 0)
-        if isinstance(error, lmdb.DiskError) or code in (errno.ENOSPC, errno.EDQUOT):
-            raise StoreFull(
-                "the store's disk is full (writing the index): remove checkpoints that nobody needs, "
-                "or give the store a larger disk"
-            ) from error
-        if code in (errno.EIO, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOMEM, errno.EMFILE):
-            raise StoreError(
-                f"the index cannot be used ({error}): check the disk and the kernel log"
-            ) from error
-        raise StoreDamaged(f"the index is damaged ({error}): {REMEDY}") from error
+        raise _ours(error) from error
+
+
+def _ours(error: lmdb.Error) -> StoreError:
+    code = getattr(error, "code", 0)
+    if isinstance(error, lmdb.MapFullError):
+        return StoreFull(
+            "the index has reached its map size: raise store.map_size_bytes in the configuration"
+        )
+    if isinstance(error, lmdb.DiskError) or code in (errno.ENOSPC, errno.EDQUOT):
+        return StoreFull(
+            "the store's disk is full (writing the index): remove checkpoints that nobody needs, "
+            "or give the store a larger disk"
+        )
+    if code in (errno.EIO, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOMEM, errno.EMFILE):
+        return StoreError(f"the index cannot be used ({error}): check the disk and the kernel log")
+    return StoreDamaged(f"the index is damaged ({error}): {REMEDY}")

@@ -26,10 +26,12 @@ from ckptfs.store import (
     rows,
 )
 from ckptfs.store.index import Reader, Table, Writer
+from ckptfs.store.packing import SMALL_FILE_BYTES
 from ckptfs.store.records import Checkpoint
 
 if TYPE_CHECKING:
-    from ckptfs.store.draft import Draft, DraftFile
+    from ckptfs.store.draft import Draft
+    from ckptfs.store.draft_file import DraftFile
 
 
 def publish(
@@ -97,26 +99,30 @@ def _places(reader: Reader, digests: list[bytes], checkpoint: Checkpoint) -> lis
 
 
 def _shaped_blob(reader: Reader, file: DraftFile) -> int:
-    """The blob that is shaped like a file and holds (most of) its chunks at its own offsets, or 0.
+    """The blob in which a file's chunks lie at their own offsets and its zeros are holes, or 0.
 
-    Usually the file's own. A file that was in the store already wrote nothing, and takes the blob of its
-    twin.
+    Usually the file's own, even if some chunks lie elsewhere. A file that was in the store already wrote
+    nothing and takes its twin's blob: but only one that a checkpoint owns (no draft will write to it
+    again) and that holds these chunks and no other, or zeros would not read as zeros.
     """
-    offset = 0
+    if not file.blob and (file.size_bytes or 0) <= SMALL_FILE_BYTES:
+        return 0  # in a pack
+    offset = held = 0
     found: Counter[int] = Counter()
-    if not file.lengths or (not file.blob and len(file.lengths) == 1 and (file.size_bytes or 0) < 4096):
-        return 0
-    for index, length in enumerate(file.lengths):
+    for index, length in enumerate(file.lengths or ()):
         chunk = core.chunk(reader, file.known[index])
-        if chunk is not None and chunk.blob and chunk.offset == offset:
-            found[chunk.blob] += 1
+        if chunk is not None and chunk.blob:
+            held += 1
+            if chunk.offset == offset:
+                found[chunk.blob] += 1
         offset += length
     if file.blob in found:
         return file.blob
-    for blob, _ in found.most_common():
-        row = references.blob_row(reader, blob)
-        if row.kind == rows.OWN and row.size == offset:
-            return blob
+    for blob, count in found.items():
+        if count == held:
+            row = references.blob_row(reader, blob)
+            if row.kind == rows.OWN and row.size == offset and row.live_chunks == held and row.owners:
+                return blob
     return 0
 
 
