@@ -4,7 +4,7 @@
 - ``caller``       what every verb shares: --socket, --json, the client, shell completion of names
 - ``rendering``    text for people (columns, sizes, safe names), JSON for scripts
 - ``create``       `create`; ``progress`` draws it: a bar on a terminal, plain lines elsewhere
-- ``checkpoints``  `list`, `show`, `rename`, `remove`, `wait`
+- ``checkpoints``  `list`, `show`, `rename`, `remove`, `cancel`, `wait`
 - ``content``      `tree`, `cat`, `verify`
 - ``jobs``         `attach`, `detach`, `jobs`
 - ``run``          `run`: a command with its checkpoints; ``view`` makes its mount namespace out of

@@ -1,4 +1,4 @@
-"""`list`, `show`, `rename`, `remove`, `wait`: what there is, and its names and states."""
+"""`list`, `show`, `rename`, `remove`, `cancel`, `wait`: what there is, and its names and states."""
 
 from __future__ import annotations
 
@@ -82,7 +82,8 @@ def rename_command(caller: Caller, checkpoint: str, new_name: str) -> None:
 def remove_command(caller: Caller, checkpoints: tuple[str, ...], force: bool) -> None:
     """Remove checkpoints. Bytes that another checkpoint uses stay.
 
-    A checkpoint that is being created is cancelled, and what had arrived is given back.
+    Of a creation that failed, what had arrived is given back. One that goes on is cancelled first
+    (`ckptfs cancel`).
     """
     client = caller.client()
     found = [client.checkpoints.get(reference) for reference in checkpoints]  # all, before the first goes
@@ -92,6 +93,20 @@ def remove_command(caller: Caller, checkpoints: tuple[str, ...], force: bool) ->
             click.echo(f"removed {rendering.safe(checkpoint.name)}")
     if caller.json:
         rendering.emit({"checkpoints": [c.info for c in found]})
+
+
+@click.command("cancel", short_help="Stop a creation; what has arrived is kept for a resume.")
+@click.argument("checkpoint", shell_complete=complete_name)
+@verb
+def cancel_command(caller: Caller, checkpoint: str) -> None:
+    """Stop the creation of CHECKPOINT, as Ctrl-C does in `ckptfs create`.
+
+    What has arrived is kept: the same `ckptfs create` goes on from there. `ckptfs remove` gives it up.
+    """
+    found = caller.checkpoint(checkpoint).cancel()
+    if caller.json:
+        return rendering.emit(found.info)
+    click.echo(f"{rendering.safe(found.name)} {found.status}")
 
 
 @click.command("wait", short_help="Wait until a checkpoint is ready.")

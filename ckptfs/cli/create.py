@@ -99,13 +99,8 @@ def _options(pairs: tuple[str, ...]) -> dict[str, str]:
     for pair in pairs:
         key, equals, value = pair.partition("=")
         if not key or not equals:
-            # The value is not repeated: it could be a secret that was put in the wrong place.
-            raise SpecificationError(
-                "source_options",
-                f"--source-option {key.split()[0]!r} is not KEY=VALUE"
-                if key.split()
-                else "--source-option is not KEY=VALUE",
-            )
+            # What was given is not repeated: it could be a secret in the wrong place.
+            raise SpecificationError("source_options", "--source-option takes KEY=VALUE")
         options[key] = value
     return options
 
@@ -141,6 +136,9 @@ def _cancel(checkpoint: SyncCheckpoint) -> None:
         checkpoint.cancel()
     except CkptfsError as error:
         rendering.note(f"ckptfs: the creation could not be cancelled: {rendering.line(error.message)}")
+        return
+    if checkpoint.status == "ready":
+        rendering.note(f"ckptfs: too late to cancel: {rendering.safe(checkpoint.name)} is ready")
         return
     kept = checkpoint.progress.bytes_done if checkpoint.progress else 0
     name = rendering.safe(checkpoint.name)

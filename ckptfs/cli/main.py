@@ -24,6 +24,7 @@ VERBS = {
     "tree": "content",
     "cat": "content",
     "wait": "checkpoints",
+    "cancel": "checkpoints",
     "rename": "checkpoints",
     "remove": "checkpoints",
     "verify": "content",

@@ -74,10 +74,13 @@ def _forbidden(number: int) -> MountError:
     )
 
 
-def clone(path: bytes, *, recursive: bool = False) -> int:
-    """A descriptor of a detached copy of what is mounted at ``path``, from there downwards."""
+def clone(path: bytes, *, at: int = _AT_FDCWD, recursive: bool = False) -> int:
+    """A descriptor of a detached copy of what is mounted at ``path``, from there downwards.
+
+    ``at``: a directory's descriptor that a relative path starts from.
+    """
     flags = _OPEN_TREE_CLONE | _OPEN_TREE_CLOEXEC | (_AT_RECURSIVE if recursive else 0)
-    descriptor: int = _libc.syscall(_SYS_OPEN_TREE, _AT_FDCWD, path, flags)
+    descriptor: int = _libc.syscall(_SYS_OPEN_TREE, at, path, flags)
     if descriptor < 0:
         raise _failed("take the mount at", path)
     return descriptor
@@ -162,4 +165,4 @@ def _mount(
 
 def _failed(what: str, path: bytes) -> MountError:
     number = ctypes.get_errno()
-    return MountError(f"cannot {what} {os.fsdecode(path)}: {os.strerror(number)}")
+    return MountError(f"cannot {what} {os.fsdecode(path)}: {os.strerror(number)}", number=number)

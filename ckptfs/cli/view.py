@@ -2,20 +2,24 @@
 
 Made in the job's mount namespace, out of copies of what the daemon has mounted:
 
-1. copies of the checkpoints' directories are taken while the daemon's mount is still in sight;
+1. the daemon's mount is kept open, so that it stays within our reach;
 2. the places where jobs look are made, where they are missing;
 3. every ckptfs mount that this namespace can see is covered, wherever it is. Covered, not unmounted:
    when the daemon comes back with a new mount, the kernel puts that beneath the cover too;
-4. the copies are put in place: one checkpoint flat, several in a directory of mounts by name.
+4. copies of the checkpoints' directories are put in place: one checkpoint flat, several in a
+   directory of mounts by name.
 
 Nothing of it touches the host: mounts of the namespace end with its last process.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 from ckptfs.cli import mounts
 from ckptfs.errors import MountError
@@ -28,44 +32,85 @@ ENVIRONMENT = {"TRAINML_CHECKPOINT_PATH": PLACE, "ML_CHECKPOINT_PATH": SECOND_PL
 
 _MOUNT_TYPE = "fuse.ckptfs"
 
+_PATIENCE_SECONDS = 2.0  # a thousand times what the daemon needs
+_PATIENCE_STEP_SECONDS = 0.005
+
+T = TypeVar("T")
+
 
 def enter(checkpoints: Sequence[JobCheckpoint]) -> None:
     """Put this process into a namespace with the view. It must have one thread."""
     directory = _working_directory()
     mounts.own_namespace()
-    devices = {_device(c) for c in checkpoints}
-    copies = [(c.name, mounts.clone(os.fsencode(c.source))) for c in checkpoints]
-    for place in (PLACE, SECOND_PLACE):
-        _make_place(place)
+    shown = [_Shown(c) for c in checkpoints]
+    for path in (PLACE, SECOND_PLACE):
+        _make_place(path)
+    devices = {s.device for s in shown}
     for mount in mounts.visible():
         if mount.kind == _MOUNT_TYPE or mount.device in devices:
             mounts.cover(mount.point)
-    if len(copies) == 1:
-        mounts.place(copies[0][1], os.fsencode(PLACE))
+    if len(shown) == 1:
+        shown[0].place(PLACE)
+        shown[0].place(SECOND_PLACE)
     else:
-        _directory_of_mounts(copies)
-    mounts.place(mounts.clone(os.fsencode(PLACE), recursive=True), os.fsencode(SECOND_PLACE))
+        _directory_of_mounts(shown)
+        mounts.place(mounts.clone(os.fsencode(PLACE), recursive=True), os.fsencode(SECOND_PLACE))
+    for one in shown:
+        one.close()
     _return_to(directory)
 
 
-def _device(checkpoint: JobCheckpoint) -> tuple[int, int]:
-    try:
-        found = os.stat(checkpoint.source)
-    except OSError as error:
-        raise MountError(
-            f"{checkpoint.name} is not to be seen at {checkpoint.source} ({error.strerror}):"
-            " is the daemon's mount visible here? Inside another job's view it is not"
-        ) from error
-    return os.major(found.st_dev), os.minor(found.st_dev)
+class _Shown:
+    """A checkpoint's directory on the daemon's mount, still within reach when that is covered."""
+
+    def __init__(self, checkpoint: JobCheckpoint) -> None:
+        self.name = checkpoint.name
+        parent, self._entry = os.path.split(os.fsencode(checkpoint.source))
+        try:
+            found = _patiently(lambda: os.stat(checkpoint.source))
+            self._parent = os.open(parent, os.O_PATH | os.O_DIRECTORY)
+        except OSError as error:
+            raise MountError(
+                f"{self.name} is not to be seen at {checkpoint.source} ({error.strerror}):"
+                " is the daemon's mount visible here? Inside another job's view it is not"
+            ) from error
+        self.device = (os.major(found.st_dev), os.minor(found.st_dev))
+
+    def place(self, path: str) -> None:
+        def copy_and_place() -> None:
+            mounts.place(mounts.clone(self._entry, at=self._parent), os.fsencode(path))
+
+        _patiently(copy_and_place)
+
+    def close(self) -> None:
+        os.close(self._parent)
 
 
-def _directory_of_mounts(copies: list[tuple[str, int]]) -> None:
+def _patiently(step: Callable[[], T]) -> T:
+    """Make a step, again where something is not there.
+
+    The daemon tells the kernel of a name that came or went a moment after it has answered us. Until
+    then the name can be missing, or its directory entry be one that the kernel is about to drop, and
+    on such a one nothing can be mounted (ENOENT).
+    """
+    deadline = time.monotonic() + _PATIENCE_SECONDS
+    while True:
+        try:
+            return step()
+        except (OSError, MountError) as error:
+            number = error.errno if isinstance(error, OSError) else error.data.get("number")
+            if number != errno.ENOENT or time.monotonic() > deadline:
+                raise
+        time.sleep(_PATIENCE_STEP_SECONDS)
+
+
+def _directory_of_mounts(shown: list[_Shown]) -> None:
     place = os.fsencode(PLACE)
     mounts.small_tmpfs(place)
-    for name, copy in copies:
-        directory = os.path.join(place, os.fsencode(name))
+    for one in shown:
+        directory = os.path.join(PLACE, one.name)
         os.mkdir(directory)
-        mounts.place(copy, directory)
+        one.place(directory)
     mounts.make_read_only(place)
 
 
