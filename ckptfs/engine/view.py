@@ -134,6 +134,7 @@ class View:
         self._open_files: Counter[int] = Counter()
         self._listeners: list[Callable[[set[bytes]], None]] = []
         self._changed_ns = time.time_ns()
+        self._manifests_decoded = 0
         self.reads = WarmReads()
         self.refresh()
 
@@ -178,6 +179,7 @@ class View:
             **self.reads.counters,
             "open_files": self._open_files.total(),
             "trees_loaded": len(self._loaded),
+            "manifests_decoded": self._manifests_decoded,
         }
 
     # --- What the kernel asks ----------------------------------------------------------------------
@@ -295,6 +297,7 @@ class View:
             async with lock:
                 loaded = self._loaded.get(ordinal)
                 if loaded is None:
+                    self._manifests_decoded += 1
                     loaded = await trio.to_thread.run_sync(
                         self._load_blocking, ordinal, limiter=self._load_limiter
                     )

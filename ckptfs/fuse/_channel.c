@@ -1,13 +1,13 @@
 /*
- * The channel extension: the two things about FUSE passthrough that pyfuse3 and libfuse < 3.17 cannot say.
+ * The channel extension: the one thing about FUSE passthrough that pyfuse3 3.x on libfuse < 3.17 cannot
+ * say, the reply to OPEN. (The ioctls that register a backing file need no C: device.py.)
  *
- * 1. The reply to OPEN. pyfuse3 calls fuse_reply_open() through the dynamic linker. This module defines a
- *    function of that name and is loaded with RTLD_GLOBAL before pyfuse3, so the linker finds it first. For
- *    a handle that has a backing id in the table below it answers OPEN itself, with FOPEN_PASSTHROUGH and the
- *    id; for every other it calls the next definition, which is libfuse's. The counters show that it ran:
- *    where they stay at zero (libfuse linked in statically, another order of loading) channel.py turns
- *    passthrough off and nothing else changes.
- * 2. The ioctls on /dev/fuse that register and free a backing file.
+ * pyfuse3 calls fuse_reply_open() through the dynamic linker. This module defines a function of that name
+ * and is loaded with RTLD_GLOBAL before pyfuse3, so the linker finds it first. For a handle that has a
+ * backing id in the table below it answers OPEN itself, with FOPEN_PASSTHROUGH and the id; for every other
+ * it calls the next definition, which is libfuse's. The counters show that it ran: where they stay at zero
+ * (libfuse linked in statically, another order of loading) channel.py turns passthrough off and nothing
+ * else changes.
  *
  * The table has a fixed size and never allocates. All functions run with the GIL held: pyfuse3 calls
  * fuse_reply_open() from its event loop, and never without the GIL.
@@ -29,7 +29,6 @@
 #include <errno.h>
 #include <stdint.h>
 #include <string.h>
-#include <sys/ioctl.h>
 
 #include <fuse3/fuse_lowlevel.h>
 
@@ -43,16 +42,7 @@ struct open_out {
     int32_t backing_id;
 };
 
-struct backing_map {
-    int32_t fd;
-    uint32_t flags;
-    uint64_t padding;
-};
-
-_Static_assert(sizeof(struct open_out) == 16 && sizeof(struct backing_map) == 16, "as in linux/fuse.h");
-
-#define BACKING_OPEN _IOW(229, 1, struct backing_map)
-#define BACKING_CLOSE _IOW(229, 2, uint32_t)
+_Static_assert(sizeof(struct open_out) == 16, "as in linux/fuse.h");
 
 /* --- The table: handle -> backing id, open addressing with linear probing ------------------------------ */
 
@@ -189,37 +179,6 @@ static PyObject *py_is_first(PyObject *module, PyObject *args) {
     return PyBool_FromLong(whose.dli_fbase == ours.dli_fbase);
 }
 
-static PyObject *py_backing_open(PyObject *module, PyObject *args) {
-    int device, fd, id;
-    struct backing_map map = {0, 0, 0};
-
-    (void)module;
-    if (!PyArg_ParseTuple(args, "ii:backing_open", &device, &fd))
-        return NULL;
-    map.fd = fd;
-    Py_BEGIN_ALLOW_THREADS
-    id = ioctl(device, BACKING_OPEN, &map);
-    Py_END_ALLOW_THREADS
-    if (id < 0)
-        return PyErr_SetFromErrno(PyExc_OSError);
-    return PyLong_FromLong(id);
-}
-
-static PyObject *py_backing_close(PyObject *module, PyObject *args) {
-    int device, result;
-    unsigned int id;
-
-    (void)module;
-    if (!PyArg_ParseTuple(args, "iI:backing_close", &device, &id))
-        return NULL;
-    Py_BEGIN_ALLOW_THREADS
-    result = ioctl(device, BACKING_CLOSE, &id);
-    Py_END_ALLOW_THREADS
-    if (result < 0)
-        return PyErr_SetFromErrno(PyExc_OSError);
-    Py_RETURN_NONE;
-}
-
 static PyMethodDef methods[] = {
     {"grant", py_grant, METH_VARARGS,
      "grant(handle, backing_id): answer OPENs of this handle with passthrough. False: the table is full."},
@@ -228,16 +187,13 @@ static PyMethodDef methods[] = {
     {"statistics", py_statistics, METH_NOARGS, "statistics(): answered, granted, table_used, table_limit."},
     {"is_first", py_is_first, METH_NOARGS,
      "is_first(): does the linker find this module's fuse_reply_open before all others?"},
-    {"backing_open", py_backing_open, METH_VARARGS,
-     "backing_open(device_fd, fd): register fd's file, answer its id. OSError: EPERM, ELOOP, EINVAL, ..."},
-    {"backing_close", py_backing_close, METH_VARARGS, "backing_close(device_fd, id): free a backing id."},
     {NULL, NULL, 0, NULL},
 };
 
 static struct PyModuleDef definition = {
     PyModuleDef_HEAD_INIT,
     .m_name = "_channel",
-    .m_doc = "What pyfuse3 cannot say: passthrough OPEN replies and backing files. See _channel.c.",
+    .m_doc = "What pyfuse3 cannot say: passthrough OPEN replies. See _channel.c.",
     .m_size = -1, /* the table is the process's, as pyfuse3's session is */
     .m_methods = methods,
 };

@@ -120,8 +120,10 @@ def _fusermount(path: str, allow_other: bool) -> int:
     if descriptors:
         os.set_inheritable(descriptors[0], False)
         return descriptors[0]
-    said = _last_line(stderr.decode(errors="replace"))
-    raise MountError(f"cannot mount at {path} without root: {said or 'fusermount3 gave no reason'}")
+    said = _last_line(stderr.decode(errors="replace")) or "fusermount3 gave no reason"
+    if "/dev/fuse" in said:
+        said += "; it must be writable for this user (mode 0666, as udev makes it)"
+    raise MountError(f"cannot mount at {path} without root: {said}")
 
 
 def _fusermount_program() -> str:

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from making import Files, make_checkpoint
 
 from ckptfs.store import Checkpoint, Store
+from ckptfs.testing.checkpoints import Files, make_checkpoint
 
 _PROGRAM = str(Path(__file__).with_name("mount_process.py"))
 _STOP_SECONDS = 20
@@ -73,6 +73,7 @@ def start_mount(
     options.setdefault("attach", list(checkpoints))
     log = folder / "log"
     if run_as is not None:
+        options["run_as"] = run_as
         hand_over(folder, run_as)
     with log.open("wb") as sink:
         process = subprocess.Popen(
@@ -80,9 +81,6 @@ def start_mount(
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=sink,
-            user=run_as,
-            group=run_as,
-            extra_groups=[] if run_as is not None else None,
         )
     assert process.stdout
     line = process.stdout.readline()

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 from conftest import Mount, clean_up, start_mount
-from making import To, tree_of
+
+from ckptfs.testing.checkpoints import To, tree_of
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _AT_FDCWD = -100

@@ -16,7 +16,8 @@ from pathlib import Path
 import pytest
 import uring
 from conftest import Mount, clean_up, start_mount
-from making import Files, noise
+
+from ckptfs.testing.checkpoints import Files, noise
 
 MIB = 1 << 20
 PAGE = 4096

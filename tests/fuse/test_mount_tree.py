@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 from conftest import Mount, clean_up, start_mount
-from making import Executable, Files, To, noise
+
+from ckptfs.testing.checkpoints import Executable, Files, To, noise
 
 MIB = 1 << 20
 SPARSE = bytes(4 * MIB) + noise(3, 100) + bytes(4 * MIB - 100) + bytes(4 * MIB)

@@ -1,0 +1,141 @@
+"""FUSE passthrough as far as it is not pyfuse3's: the extension, who registers files, whether it works.
+
+The extension (_channel.c) must be in the process before pyfuse3 is, so import this module first. It
+may be absent, or ineffective, or the kernel, our privileges or the store's file system may not allow
+passthrough: each has its sentence, and reads then go through the daemon.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import importlib
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Protocol
+
+from ckptfs.fuse import device
+
+if TYPE_CHECKING:
+    from ckptfs.fuse.init_reply import InitRequest
+
+
+class Backings(Protocol):
+    """Who registers backing files with the kernel: this process (:class:`OwnBackings`), or the holder on
+    behalf of a worker without CAP_SYS_ADMIN."""
+
+    async def open(self, fd: int) -> int:
+        """Register the file behind ``fd``; the backing id. Raises OSError."""
+
+    def close(self, backing_id: int) -> None:
+        """Free an id that no handle uses. Does not wait, and never raises: an id that stays registered
+        costs disk space of a deleted file at most."""
+
+
+class OwnBackings:
+    """Registers backing files itself. Needs CAP_SYS_ADMIN. ``fd`` is of /dev/fuse and stays the caller's."""
+
+    def __init__(self, fd: int) -> None:
+        self._device = fd
+
+    async def open(self, fd: int) -> int:
+        return device.backing_open(self._device, fd)
+
+    def close(self, backing_id: int) -> None:
+        with contextlib.suppress(OSError):
+            device.backing_close(self._device, backing_id)
+
+
+def grant(handle: int, backing_id: int) -> bool:
+    """Answer OPENs that give this handle with passthrough to this file. False: the table is full."""
+    return _extension is not None and _extension.grant(handle, backing_id)
+
+
+def revoke(handle: int) -> None:
+    if _extension is not None:
+        _extension.revoke(handle)
+
+
+def clear() -> None:
+    """Forget all handles: for another connection."""
+    if _extension is not None:
+        _extension.clear()
+
+
+def statistics() -> dict[str, int]:
+    """``answered``: OPENs that came through the extension; ``granted``: of these, with passthrough."""
+    return _extension.statistics() if _extension is not None else {}
+
+
+def missing() -> str:
+    """Why this process cannot answer OPEN with passthrough; empty when it can."""
+    if _extension is None:
+        return f"the extension ckptfs.fuse._channel is not here ({_why_absent})"
+    if not _extension.is_first():
+        return "another library answers OPEN before the extension does"
+    return ""
+
+
+def missing_in_kernel(offered: InitRequest) -> str:
+    """Why the kernel of this connection cannot do passthrough; empty when it can."""
+    if offered.has_passthrough:
+        return ""
+    return (
+        f"the kernel ({os.uname().release}) does not offer passthrough: "
+        "Linux 6.9 or newer with CONFIG_FUSE_PASSTHROUGH is needed"
+    )
+
+
+async def missing_in_store(backings: Backings, directory: str) -> str:
+    """Why a file in ``directory`` cannot be a backing file; empty when it can. Tries it, with a file that
+    has no name."""
+    try:
+        with _nameless_file(directory) as fd:
+            backing_id = await backings.open(fd)
+    except OSError as error:
+        return _refusals.get(error.errno or 0, f"the kernel refuses {directory}: {error.strerror}").format(
+            directory=directory
+        )
+    backings.close(backing_id)
+    return ""
+
+
+_refusals = {
+    errno.EPERM: "registering files with the kernel needs CAP_SYS_ADMIN",
+    errno.ELOOP: (
+        "the file system of {directory} is stacked on another one (overlay, or FUSE), "
+        "so the kernel does not pass reads through to it; put the store on a plain one"
+    ),
+    errno.ENOTTY: "the kernel knows no backing files (Linux 6.9 or newer is needed)",
+}
+
+
+@contextlib.contextmanager
+def _nameless_file(directory: str) -> Iterator[int]:
+    with tempfile.TemporaryFile(dir=directory) as file:
+        yield file.fileno()
+
+
+class _Extension(Protocol):
+    def grant(self, handle: int, backing_id: int, /) -> bool: ...
+    def revoke(self, handle: int, /) -> bool: ...
+    def clear(self) -> None: ...
+    def statistics(self) -> dict[str, int]: ...
+    def is_first(self) -> bool: ...
+
+
+def _load() -> tuple[_Extension | None, str]:
+    """With RTLD_GLOBAL, so that pyfuse3's search for fuse_reply_open finds the extension's."""
+    flags = sys.getdlopenflags()
+    sys.setdlopenflags(os.RTLD_NOW | os.RTLD_GLOBAL)
+    try:
+        return importlib.import_module("ckptfs.fuse._channel"), ""  # type: ignore[return-value]
+    except ImportError as error:
+        return None, str(error)
+    finally:
+        sys.setdlopenflags(flags)
+
+
+_extension, _why_absent = _load()

@@ -1,0 +1,229 @@
+"""The view over a real store: numbers, offsets, what is open, what is not shown any more."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import trio
+
+from ckptfs.engine.view import ROOT_INODE, Answer, Attributes, View
+from ckptfs.errors import StoreDamaged
+from ckptfs.store import Checkpoint, Store
+from ckptfs.testing.checkpoints import To, make_checkpoint, noise
+
+
+class Attached:
+    def __init__(self, store: Store) -> None:
+        self.checkpoints: dict[str, Checkpoint] = {}
+        self.view = View(store, lambda: self.checkpoints)
+
+    def show(self, *checkpoints: Checkpoint) -> None:
+        self.checkpoints = {c.name: c for c in checkpoints}
+        self.view.refresh()
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    store = Store.open(str(tmp_path / "store"))
+    yield store
+    store.close()
+
+
+@pytest.fixture
+def attached(store: Store) -> Attached:
+    return Attached(store)
+
+
+async def names(view: View, inode: int, start: int = 0) -> list[tuple[bytes, int]]:
+    return [(name, following) for name, _, following in await view.children(inode, start)]
+
+
+async def found(view: View, *path: bytes) -> Attributes:
+    inode, attributes = ROOT_INODE, None
+    for name in path:
+        attributes = await view.lookup(inode, name)
+        assert attributes is not None, name
+        inode = attributes.inode
+    assert attributes is not None
+    return attributes
+
+
+async def refused(number: int, coroutine: object) -> None:
+    with pytest.raises(Answer) as caught:
+        await coroutine  # type: ignore[misc]
+    assert caught.value.errno == number
+
+
+async def test_root_offsets_are_those_of_ordinals(store: Store, attached: Attached) -> None:
+    one, two, three = (make_checkpoint(store, name, {b"f": name.encode()}) for name in ("c", "a", "b"))
+    attached.show(one, three)
+    view = attached.view
+    assert await names(view, ROOT_INODE) == [
+        (b".", 1),
+        (b"..", 2),
+        (b"c", 2 + one.ordinal),
+        (b"b", 2 + three.ordinal),
+    ]
+    # A listing that got as far as the first goes on there, whatever came and went meanwhile.
+    attached.show(two, three)
+    assert await names(view, ROOT_INODE, 2 + one.ordinal) == [
+        (b"a", 2 + two.ordinal),
+        (b"b", 2 + three.ordinal),
+    ]
+    attached.show()
+    assert await names(view, ROOT_INODE, 2 + one.ordinal) == []
+
+
+async def test_offsets_inside_are_positions(store: Store, attached: Attached) -> None:
+    attached.show(make_checkpoint(store, "c", {f"d/{i:02}".encode(): b"" for i in range(10)} | {b"d-x": b""}))
+    inode = (await found(attached.view, b"c", b"d")).inode
+    everything = await names(attached.view, inode)
+    assert [n for n, _ in everything] == [b".", b".."] + [f"{i:02}".encode() for i in range(10)]
+    for at, (_, following) in enumerate(everything, 1):
+        assert await names(attached.view, inode, following) == everything[at:]
+
+
+async def test_numbers_are_the_same_in_another_process(store: Store, attached: Attached) -> None:
+    checkpoint = make_checkpoint(store, "c", {b"a/b": b"x", b"c": b"y"})
+    attached.show(checkpoint)
+    one = await found(attached.view, b"c", b"a", b"b")
+    other = Attached(store)
+    other.show(checkpoint)
+    assert await other.view.attributes(one.inode) == one
+    # A handle of the process before: never opened here, and read all the same.
+    assert bytes(await other.view.read(one.inode, 0, 10)) == b"x"
+    other.view.release(one.inode)
+    assert other.view.open_files(checkpoint.ordinal) == 0
+
+
+async def test_what_is_not_attached_any_more_is_stale(store: Store, attached: Attached) -> None:
+    checkpoint = make_checkpoint(store, "c", {b"d/f": b"x", b"l": To(b"d/f")})
+    attached.show(checkpoint)
+    view = attached.view
+    folder, file, link = [await found(view, b"c", *p) for p in ([b"d"], [b"d", b"f"], [b"l"])]
+    attached.show()
+    assert await view.lookup(ROOT_INODE, b"c") is None
+    for inode in (folder.inode, file.inode, link.inode, (checkpoint.ordinal << 32) + 1):
+        await refused(errno.ESTALE, view.attributes(inode))
+    await refused(errno.ESTALE, view.lookup(folder.inode, b"f"))
+    await refused(errno.ESTALE, view.children(folder.inode, 0))
+    await refused(errno.ESTALE, view.readlink(link.inode))
+    await refused(errno.ESTALE, view.open(file.inode))
+    assert view.counters()["trees_loaded"] == 0
+
+
+async def test_an_open_file_outlives_the_detach(store: Store, attached: Attached) -> None:
+    content = noise(1, 5 << 20)
+    checkpoint = make_checkpoint(store, "c", {b"f": content})
+    attached.show(checkpoint)
+    view = attached.view
+    file = await found(view, b"c", b"f")
+    await view.open(file.inode)
+    await view.open(file.inode)
+    assert view.open_files(checkpoint.ordinal) == 2
+    attached.show()
+    assert await view.attributes(file.inode) == file
+    assert bytes(await view.read(file.inode, 4 << 20, 1 << 20)) == content[4 << 20 :]
+    await refused(errno.ESTALE, view.open(file.inode))
+    view.release(file.inode)
+    assert bytes(await view.read(file.inode, 0, 100)) == content[:100]
+    view.release(file.inode)
+    assert view.open_files(checkpoint.ordinal) == 0
+    assert view.counters()["trees_loaded"] == 0
+
+
+async def test_opens_of_what_is_no_file(store: Store, attached: Attached) -> None:
+    checkpoint = make_checkpoint(store, "c", {b"d": None, b"l": To(b"d"), b"f": b""})
+    attached.show(checkpoint)
+    view = attached.view
+    await refused(errno.EISDIR, view.open((await found(view, b"c", b"d")).inode))
+    await refused(errno.ELOOP, view.open((await found(view, b"c", b"l")).inode))
+    await refused(errno.ENOTDIR, view.lookup((await found(view, b"c", b"f")).inode, b"x"))
+    await refused(errno.EINVAL, view.readlink((await found(view, b"c", b"f")).inode))
+    await refused(errno.ESTALE, view.attributes((checkpoint.ordinal << 32) + 1000))
+    await refused(errno.ESTALE, view.attributes(7))
+    await refused(errno.ENAMETOOLONG, view.lookup(ROOT_INODE, b"n" * 256))
+    assert view.open_files(checkpoint.ordinal) == 0
+
+
+async def test_listeners_hear_of_names_that_changed(store: Store, attached: Attached) -> None:
+    one, two = (make_checkpoint(store, name, {b"f": b""}) for name in ("one", "two"))
+    heard: list[set[bytes]] = []
+    stop = attached.view.on_change(heard.append)
+    attached.show(one)
+    attached.show(one)
+    before = await attached.view.attributes(ROOT_INODE)
+    await trio.sleep(0.002)
+    attached.show(one, two)
+    store.rename(two.ordinal, "new")
+    renamed = store.by_ordinal(two.ordinal)
+    assert renamed
+    attached.show(one, renamed)
+    assert heard == [{b"one"}, {b"two"}, {b"two", b"new"}]
+    after = await attached.view.attributes(ROOT_INODE)
+    assert (before.nlink, after.nlink) == (3, 4)
+    assert after.time_ns > before.time_ns
+    stop()
+    attached.show()
+    assert len(heard) == 3
+
+
+async def test_the_first_readers_of_a_checkpoint_share_one_decoding(store: Store, attached: Attached) -> None:
+    attached.show(make_checkpoint(store, "c", {f"{i}".encode(): b"" for i in range(5000)}))
+    view, inodes = attached.view, []
+
+    async def look(name: bytes) -> None:
+        inodes.append((await found(view, b"c", name)).inode)
+
+    async with trio.open_nursery() as nursery:
+        for i in range(20):
+            nursery.start_soon(look, f"{i}".encode())
+    assert len(set(inodes)) == 20
+    assert view.counters()["manifests_decoded"] == 1
+
+
+async def test_a_cancelled_first_reader_harms_nobody(store: Store, attached: Attached) -> None:
+    attached.show(make_checkpoint(store, "c", {f"{i}".encode(): b"" for i in range(5000)}))
+    scope = trio.CancelScope()
+    answers = []
+
+    async def first() -> None:
+        with scope:
+            await found(attached.view, b"c", b"1")
+
+    async def second() -> None:
+        answers.append(await found(attached.view, b"c", b"2"))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(first)
+        await trio.testing.wait_all_tasks_blocked()
+        nursery.start_soon(second)
+        await trio.testing.wait_all_tasks_blocked()
+        scope.cancel()
+    assert len(answers) == 1
+
+
+async def test_a_damaged_manifest_hides_no_other_checkpoint(store: Store, attached: Attached) -> None:
+    good, bad = (make_checkpoint(store, name, {name.encode(): b"x"}) for name in ("good", "bad"))
+    attached.show(good, bad)
+    view = attached.view
+    path = Path(store.path, "manifests", bad.digest.hex())
+    path.write_bytes(path.read_bytes()[:-1] + b"!")
+    assert [n for n, _ in await names(view, ROOT_INODE)] == [b".", b"..", b"good", b"bad"]
+    root = await found(view, b"bad")
+    with pytest.raises(StoreDamaged):
+        await view.lookup(root.inode, b"bad")
+    assert (await found(view, b"good", b"good")).size_bytes == 1
+
+
+async def test_totals(store: Store, attached: Attached) -> None:
+    one = make_checkpoint(store, "one", {b"d/f": b"12345"})
+    two = make_checkpoint(store, "two", {b"g": b"678"})
+    attached.show(one, two)
+    assert attached.view.totals() == (8, 1 + (1 + 2) + (1 + 1))
+    for checkpoint in (one, two):
+        await attached.view.load(checkpoint.ordinal)
+    assert attached.view.totals() == (8, 6)
