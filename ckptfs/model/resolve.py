@@ -14,15 +14,19 @@ def resolve(tree: Tree, path: bytes) -> int | None:
 
     Admission refused links that leave the checkpoint, so an absolute target is just not found.
     """
-    pending = [c for c in reversed(path.split(b"/")) if c not in (b"", b".")]
+    pending = path.split(b"/")[::-1]
     node = ROOT
     followed = 0
     while pending:
         name = pending.pop()
+        if tree.kind(node) != "d":  # not even "." or a slash may follow
+            return None
+        if name in (b"", b"."):
+            continue
         if name == b"..":
             node = tree.parent(node)
             continue
-        child = tree.lookup(node, name) if tree.kind(node) == "d" else None
+        child = tree.lookup(node, name)
         if child is None:
             return None
         entry = tree.entry(child)
@@ -32,5 +36,5 @@ def resolve(tree: Tree, path: bytes) -> int | None:
         followed += 1
         if followed > MAX_LINKS or entry.target.startswith(b"/"):
             return None
-        pending += [c for c in reversed(entry.target.split(b"/")) if c not in (b"", b".")]
+        pending += entry.target.split(b"/")[::-1]
     return node
