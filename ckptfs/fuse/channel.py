@@ -131,7 +131,7 @@ def _load() -> tuple[_Extension | None, str]:
     flags = sys.getdlopenflags()
     sys.setdlopenflags(os.RTLD_NOW | os.RTLD_GLOBAL)
     try:
-        return importlib.import_module("ckptfs.fuse._channel"), ""  # type: ignore[return-value]
+        return importlib.import_module("ckptfs.fuse._channel"), ""
     except ImportError as error:
         return None, str(error)
     finally:

@@ -115,7 +115,8 @@ def backing_open(device: int, fd: int) -> int:
     OSError: EPERM without CAP_SYS_ADMIN or without passthrough in INIT, ELOOP for a file on a stacked
     file system, ENOTTY before Linux 6.9.
     """
-    return fcntl.ioctl(device, _BACKING_OPEN, bytearray(_BACKING_MAP.pack(fd, 0, 0)))
+    backing_id: int = fcntl.ioctl(device, _BACKING_OPEN, bytearray(_BACKING_MAP.pack(fd, 0, 0)))
+    return backing_id
 
 
 def backing_close(device: int, backing_id: int) -> None:
@@ -125,7 +126,7 @@ def backing_close(device: int, backing_id: int) -> None:
 
 def _read_all(device: int) -> list[Request]:
     buffer = bytearray(init_reply.READ_BUFFER_BYTES)
-    found = []
+    found: list[Request] = []
     while True:
         try:
             length = os.readv(device, [buffer])

@@ -88,7 +88,7 @@ class Modes:
     """The state of every inode that is open. ``max_registered`` bounds the backing ids: a file more is
     opened in cached mode."""
 
-    def __init__(self, journal: Journal, *, max_registered: int = 65536) -> None:
+    def __init__(self, journal: Journal, *, max_registered: int = 16_384) -> None:
         self._journal = journal
         self._held: dict[int, Held] = {}
         self._registering: set[int] = set()
@@ -103,8 +103,23 @@ class Modes:
         self._registered = len(in_use)
         return in_use
 
+    def demote(self) -> list[int]:
+        """The extension turned out to be without effect: what was taken for passthrough is open in cached
+        mode. Answers the backing ids to free."""
+        ids = []
+        for inode, held in list(self._held.items()):
+            if held.mode is Mode.PASSTHROUGH:
+                ids.append(held.backing_id)
+                self._set(inode, Held(Mode.CACHED, held.handles))
+        self._registered = 0
+        return ids
+
     def held(self, inode: int) -> Held | None:
         return self._held.get(inode)
+
+    def handles(self) -> dict[int, int]:
+        """inode -> how many handles are open, at most."""
+        return {inode: held.handles for inode, held in self._held.items()}
 
     def passthrough_inodes(self) -> dict[int, int]:
         """inode -> backing id, of all that are open so."""
