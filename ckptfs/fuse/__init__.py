@@ -9,8 +9,34 @@
 - ``mountinfo``     what is mounted where, without touching it
 - ``tuning``        readahead and background requests, set after mounting
 - ``ticker``        the cure for pyfuse3's blocking read
+
+Reads past the daemon, and a mount that outlives it:
+
+- ``passthrough``   opens and releases of files, where some are native
+- ``modes``         the rules about how an inode is open; ``mode_table`` keeps that for the next process
+- ``channel``       the extension, who registers files with the kernel, and why it may not work
+- ``init_reply``    the first exchange with the kernel, as bytes
+- ``device``        what is said on /dev/fuse beside libfuse: INIT, resend, errors, backing files
+- ``takeover``      serve a connection that somebody else has made
+
+Importing this package is cheap, and so are kernel_mount, mountinfo, tuning, init_reply and device: the
+holder process uses them and must stay small.
 """
 
-from ckptfs.fuse.session import FuseSession, MountConfig
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ckptfs.fuse.session import FuseSession as FuseSession
+    from ckptfs.fuse.session import MountConfig as MountConfig
 
 __all__ = ["FuseSession", "MountConfig"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module 'ckptfs.fuse' has no attribute {name!r}")
+    from ckptfs.fuse import session
+
+    return getattr(session, name)
