@@ -9,6 +9,7 @@ the temporary directory), and both are gone afterwards. It prints figures and ra
 - ``sharing``: how much of the bytes in equal tensors is stored once
 - ``small_files``: 100,000 small files created, listed and removed, against the native file system
 - ``index``: how soon a daemon is ready over 1,000,000 chunks, and what it takes in memory
+- ``chunk_constants``: what each choice of the cut rules' constants would find and cost (a second, no daemon)
 
 Beneath them: ``harness`` (arguments, a daemon, results), ``data`` (the files that are made),
 ``plain_pyfuse3`` (the peer of ``read``).

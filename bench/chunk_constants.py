@@ -1,7 +1,7 @@
 """The constants of chunk boundaries: what each choice finds, and what it costs in chunks.
 
 No bytes are made: a chunk is known by the parts of tensors that it holds, so models of full size can be
-cut in seconds. docs/adr/0001-chunk-boundaries.md quotes what this prints.
+cut in seconds. docs/adr/0007-chunk-constants.md quotes what this prints.
 """
 
 from __future__ import annotations
