@@ -8,7 +8,8 @@ begin, commit, publish, ending
 references, release, settle
            how chunks are given up and bytes given back
 recover    what opening a store puts right after a crash
-rebuild    a new index from manifests, records, placements and blobs
+rebuild, salvage
+           a new index from manifests, records, placements and blobs
 core       what the parts of an open store share: the batch of puts, and the order of locks
 index, rows
            LMDB tables with checked rows; the only door to lmdb (with probe_child, a script of its own)
@@ -28,6 +29,7 @@ from ckptfs.store.draft_file import DraftFile
 from ckptfs.store.landing import LandingBlob
 from ckptfs.store.layout import FORMAT_VERSION
 from ckptfs.store.packing import SMALL_FILE_BYTES
+from ckptfs.store.rebuild import DamagedChunk, RebuildReport, rebuild
 from ckptfs.store.records import (
     Checkpoint,
     Chunk,
@@ -45,13 +47,16 @@ __all__ = [
     "BlobHandle",
     "Checkpoint",
     "Chunk",
+    "DamagedChunk",
     "Draft",
     "DraftFile",
     "DraftRecord",
     "LandingBlob",
     "Lease",
+    "RebuildReport",
     "RecoveryReport",
     "RemoveReport",
     "Store",
     "Usage",
+    "rebuild",
 ]

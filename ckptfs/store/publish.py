@@ -149,18 +149,7 @@ def _record(
         writer.put(Table.BLOBS, rows.blob_key(blob), rows.pack_blob(row._replace(owners=row.owners + 1)))
         writer.put(Table.OWNERS, rows.owner_key(ordinal, index), rows.pack_blob_number(blob))
     key = rows.ordinal_key(ordinal)
-    row_of_it = rows.CheckpointRow(
-        name=checkpoint.name,
-        digest=checkpoint.digest,
-        created=checkpoint.created,
-        creation=checkpoint.creation,
-        source_type=checkpoint.source_type,
-        source_uri=checkpoint.source_uri,
-        size_bytes=checkpoint.size_bytes,
-        files=checkpoint.files,
-        directories=checkpoint.directories,
-    )
-    writer.put(Table.CHECKPOINTS, key, rows.encode(row_of_it))
+    writer.put(Table.CHECKPOINTS, key, rows.encode(rows.checkpoint_row(checkpoint)))
     writer.put(Table.NAMES, checkpoint.name.encode(), key)
     writer.delete(Table.DRAFTS, key)
     release.forget_draft(writer, ordinal)

@@ -103,7 +103,6 @@ def _sweep_files(store: Core, report: RecoveryReport) -> None:
         place.manifests: {checkpoint.digest.hex() for checkpoint in ready},
         place.checkpoints: ordinals,
         place.placements: ordinals,
-        place.root: set(os.listdir(place.root)) - {layout.TEMPORARY_PREFIX + "FORMAT"},
     }
     for folder, names in kept.items():
         litter = [name for name in os.listdir(folder) if name not in names]
@@ -112,6 +111,11 @@ def _sweep_files(store: Core, report: RecoveryReport) -> None:
         if litter:
             layout.sync_folder(folder)
         report.files_swept += len(litter)
+    for name in os.listdir(place.root):
+        if name.startswith(layout.TEMPORARY_PREFIX):  # of the marker, or of a rebuild that was cut short
+            path = f"{place.root}/{name}"
+            shutil.rmtree(path) if os.path.isdir(path) else os.unlink(path)
+            report.files_swept += 1
     drafts = {str(draft.ordinal) for draft in listing.drafts(store)}
     for name in os.listdir(place.spools):
         if name not in drafts:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from ckptfs.store.records import Chunk
+from ckptfs.store.records import Checkpoint, Chunk
 
 _CHUNK = struct.Struct(">IQQQI")  # length, blob, offset, fingerprint, refs
 _PLACE = struct.Struct(">32sI")  # digest, length
@@ -59,8 +59,18 @@ class CheckpointRow(msgspec.Struct, array_like=True, frozen=True):
     directories: int
 
 
-def renamed(row: CheckpointRow, name: str) -> CheckpointRow:
-    return msgspec.structs.replace(row, name=name)
+def checkpoint_row(checkpoint: Checkpoint) -> CheckpointRow:
+    return CheckpointRow(
+        name=checkpoint.name,
+        digest=checkpoint.digest,
+        created=checkpoint.created,
+        creation=checkpoint.creation,
+        source_type=checkpoint.source_type,
+        source_uri=checkpoint.source_uri,
+        size_bytes=checkpoint.size_bytes,
+        files=checkpoint.files,
+        directories=checkpoint.directories,
+    )
 
 
 class DraftRow(msgspec.Struct, array_like=True, frozen=True):

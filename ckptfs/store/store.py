@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 from ckptfs.errors import NameTaken, NotFound, StoreDamaged, StoreError
 from ckptfs.store import (
@@ -151,13 +152,11 @@ class Store:
                     raise NameTaken(f"a checkpoint named {new_name!r} exists: choose another name")
                 writer.delete(Table.NAMES, old.name.encode())
                 writer.put(Table.NAMES, new_name.encode(), key)
-                row = rows.decode_checkpoint(body)
-                writer.put(Table.CHECKPOINTS, key, rows.encode(rows.renamed(row, new_name)))
+                now = replace(old, name=new_name)
+                writer.put(Table.CHECKPOINTS, key, rows.encode(rows.checkpoint_row(now)))
                 writer.put(Table.PENDING, core.RECORD + key, b"")
-            now = listing.by_ordinal(store, ordinal)
-            if now is not None:
-                with failure.mapped(f"recording {new_name!r}"):
-                    layout.publish(store.layout.record(ordinal), placement.encode_record(now))
+            with failure.mapped(f"recording {new_name!r}"):
+                layout.publish(store.layout.record(ordinal), placement.encode_record(now))
             with store.transaction() as writer:
                 writer.delete(Table.PENDING, core.RECORD + key)
 
