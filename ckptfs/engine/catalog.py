@@ -54,8 +54,9 @@ class Catalog:
 
     def _all(self) -> builtins.list[Found]:
         found = [Found(ready=c) for c in self._store.checkpoints()]
-        under_way = self._creations.active()
-        found += [Found(under_way=c) for c in under_way]
+        # A creation is under way for a moment after it has published: it counts as what it made.
+        published = {f.ready.creation for f in found if f.ready}
+        found += [Found(under_way=c) for c in self._creations.active() if c.id not in published]
         taken = {f.name for f in found}
         # A failed creation is history as soon as its name is in use again.
         found += [Found(failed=d) for d in self._store.drafts() if d.name not in taken]
