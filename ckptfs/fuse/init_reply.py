@@ -13,8 +13,8 @@ machine; all fields of both messages are native-endian in the kernel.
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
 from enum import IntFlag
+from typing import NamedTuple
 
 OPCODE_INIT = 26
 
@@ -77,8 +77,7 @@ _WANTED = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class InitRequest:
+class InitRequest(NamedTuple):
     """What the kernel offers. ``raw`` is the request as it was read."""
 
     raw: bytes
@@ -99,8 +98,7 @@ class InitRequest:
         return bool(self.flags & Flag.HAS_RESEND)
 
 
-@dataclass(frozen=True, slots=True)
-class Wishes:
+class Wishes(NamedTuple):
     """What may be chosen in the answer. The kernel lowers what is too much."""
 
     # Requests in the background at a time (readahead, releases). The kernel's default of 12 lets twelve

@@ -10,10 +10,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
-import shutil
-import socket
 import stat
-import subprocess
 
 from ckptfs.errors import MountError
 
@@ -43,6 +40,8 @@ def detach(path: str, *, lazy: bool) -> None:
             code = ctypes.get_errno()
             raise OSError(code, os.strerror(code), path)
         return
+    import subprocess  # here, as in _fusermount: the holder does not need it, and has to stay small
+
     program = _fusermount_program()
     done = subprocess.run(
         [program, "-u", *(["-z"] if lazy else []), "--", path],
@@ -95,6 +94,9 @@ def _mount(path: str, allow_other: bool) -> int:
 def _fusermount(path: str, allow_other: bool) -> int:
     """The protocol of fusermount3(1): it mounts and sends the descriptor over the socket that the
     environment names."""
+    import socket
+    import subprocess
+
     program = _fusermount_program()
     options = ["ro", "nosuid", "nodev", "fsname=ckptfs", "subtype=ckptfs", "default_permissions"]
     if allow_other:
@@ -127,6 +129,8 @@ def _fusermount(path: str, allow_other: bool) -> int:
 
 
 def _fusermount_program() -> str:
+    import shutil
+
     program = shutil.which("fusermount3")
     if program is None:
         raise MountError("mounting without root needs fusermount3: install the package fuse3, or run as root")
