@@ -23,8 +23,9 @@ class Tree:
     """The immutable tree of one checkpoint."""
 
     def __init__(self, manifest: Manifest) -> None:
-        self._entries = manifest.entries
-        count = len(self._entries) + 1
+        #: The manifest's: entry i is node i + 1.
+        self.entries = manifest.entries
+        count = len(self.entries) + 1
         # The children of node n are _children[_first[n] : _first[n + 1]], in ascending order.
         self._parents = array("I", bytes(4 * count))
         self._first = array("I", bytes(4 * (count + 1)))
@@ -34,7 +35,7 @@ class Tree:
     def _fill(self) -> None:
         directories = {b"": ROOT}
         counts, subdirectories, parents = self._first, self._subdirectories, self._parents
-        for node, entry in enumerate(self._entries, 1):
+        for node, entry in enumerate(self.entries, 1):
             parent = directories[entry.path.rpartition(b"/")[0]]
             parents[node] = parent
             counts[parent + 1] += 1
@@ -43,7 +44,7 @@ class Tree:
                 subdirectories[parent] += 1
         for node in range(1, len(counts)):
             counts[node] += counts[node - 1]
-        self._children = array("I", bytes(4 * len(self._entries)))
+        self._children = array("I", bytes(4 * len(self.entries)))
         places = array("I", self._first)
         for node in range(1, len(parents)):
             parent = parents[node]
@@ -52,13 +53,13 @@ class Tree:
 
     def __len__(self) -> int:
         """The number of nodes, the root included."""
-        return len(self._entries) + 1
+        return len(self.entries) + 1
 
     def entry(self, node: int) -> Entry | None:
         """The manifest's entry; None for the root. IndexError when there is no such node."""
-        if not 0 <= node <= len(self._entries):
+        if not 0 <= node <= len(self.entries):
             raise IndexError(node)
-        return self._entries[node - 1] if node else None
+        return self.entries[node - 1] if node else None
 
     def name(self, node: int) -> bytes:
         """The last component of the node's path; empty for the root."""
@@ -89,6 +90,10 @@ class Tree:
         """``(name, node)`` of what lies in a directory, by name. Made on access, so any slice is cheap."""
         return _Children(self, self._children, self._first[node], self._first[node + 1])
 
+    def child_nodes(self, node: int, first: int = 0) -> array[int]:
+        """The node numbers of what lies in a directory, by name, from the position ``first``."""
+        return self._children[self._first[node] + first : self._first[node + 1]]
+
     def lookup(self, node: int, name: bytes) -> int | None:
         """The child of that name. ``.`` and ``..`` are not children."""
         if not name or b"/" in name:
@@ -109,8 +114,8 @@ class Tree:
         return entry.path if entry else b""
 
     def _at(self, path: bytes) -> int | None:
-        index = bisect_left(self._entries, path, key=_path_of)
-        if index < len(self._entries) and self._entries[index].path == path:
+        index = bisect_left(self.entries, path, key=_path_of)
+        if index < len(self.entries) and self.entries[index].path == path:
             return index + 1
         return None
 
