@@ -13,6 +13,7 @@ caller's buffer, so no byte is copied and every byte is seen by the pace check.
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import ipaddress
 import logging
@@ -98,6 +99,13 @@ class _Guarded(HTTPConnection):
     response_class = Answer
     guard: Guard | None = None
     through_proxy = False
+    remember: Callable[[Any], None] | None = None
+
+    def connect(self) -> None:
+        super().connect()
+        # An answer with "Connection: close" outlives its connection's hold on the socket.
+        if self.remember is not None and self.sock is not None:
+            self.remember(self.sock)
 
     def _new_conn(self) -> socket.socket:
         sock = super()._new_conn()
@@ -119,7 +127,8 @@ class Connections:
 
     def __init__(self, opening: Opening, label: str, ca_bundle: str | None = None) -> None:
         self._guard = Guard(label)
-        self._live: weakref.WeakSet[HTTPConnection] = weakref.WeakSet()
+        # Connections (one may still be connecting) and sockets (one may be all that is left of it).
+        self._live: weakref.WeakSet[HTTPConnection | socket.socket] = weakref.WeakSet()
         self._closed = threading.Event()
         self._watching: threading.Thread | None = None
         self._lock = threading.Lock()
@@ -162,16 +171,21 @@ class Connections:
             return manager
 
     def _pool_class(self, pool: type[Any], connection: type[_Guarded], through_proxy: bool) -> type[Any]:
-        live = self._live
+        remember = self._remember
 
         def __init__(this: Any, *args: Any, **kwargs: Any) -> None:
             connection.__init__(this, *args, **kwargs)
-            live.add(this)
+            remember(this)
 
         bound = type(
             connection.__name__,
             (connection,),
-            {"__init__": __init__, "guard": self._guard, "through_proxy": through_proxy},
+            {
+                "__init__": __init__,
+                "guard": self._guard,
+                "through_proxy": through_proxy,
+                "remember": staticmethod(remember),
+            },
         )
         return type(pool.__name__, (pool,), {"ConnectionCls": bound})
 
@@ -189,14 +203,18 @@ class Connections:
                 )
                 self._watching.start()
 
+    def _remember(self, what: HTTPConnection | socket.socket) -> None:
+        with self._lock:
+            self._live.add(what)
+
     def _hang_up(self) -> None:
-        for connection in list(self._live):
-            sock = connection.sock
+        with self._lock:
+            live = list(self._live)
+        for what in live:
+            sock = what if isinstance(what, socket.socket) else what.sock
             if sock is not None:
-                try:
+                with contextlib.suppress(OSError):  # it was not connected any more
                     sock.shutdown(socket.SHUT_RDWR)
-                except OSError:
-                    continue  # it was not connected any more
 
     def close(self) -> None:
         self._closed.set()
