@@ -66,9 +66,9 @@ def run(effective: Effective) -> None:
                 trio.run(daemon.serve, strict_exception_groups=True)
             except BaseExceptionGroup as group:
                 raise _first_cause(group) from group
+        _log.info("stopped")
     finally:
         store.close()
-        _log.info("stopped")
 
 
 class Daemon:

@@ -25,6 +25,8 @@ def device(path: str = "/dev/fuse") -> DoctorCheck:
         if not stat.S_ISCHR(found.st_mode):
             return _answer(False, f"{path} is not a device", remedy)
         os.close(os.open(path, os.O_RDWR | os.O_CLOEXEC))
+    except PermissionError:
+        return _answer(False, f"{path} may not be opened by user {os.geteuid()}", f"chmod 666 {path}")
     except OSError as error:
         return _answer(False, f"{path}: {error.strerror}", remedy)
     return _answer(True, f"{path} can be opened")

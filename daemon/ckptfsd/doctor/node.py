@@ -30,7 +30,6 @@ _PACKAGES = {
     "trio": "trio",
     "urllib3": "urllib3",
     "xxhash": "xxhash",
-    "zstandard": "zstandard",
 }
 _ENOUGH_OPEN_FILES = 8192
 _FICLONE = 0x40049409  # linux/fs.h

@@ -1,0 +1,60 @@
+"""What the holder is told: one JSON object on its command line, written by `ckptfsd run`."""
+
+from __future__ import annotations
+
+import json
+from typing import NamedTuple
+
+
+class Options(NamedTuple):
+    """Names, units and defaults; docs/operations.md is made for people, this is what they become."""
+
+    mount: str
+    worker: list[str]  # the command line of the worker
+    allow_other: bool = True
+    read_ahead_kib: int = 8192
+    max_background: int = 4096
+    max_pages: int = 1024
+    passthrough: bool = True
+    max_stack_depth: int = 1
+    # False: do as on a kernel that cannot resend (before 6.9). For tests.
+    resend: bool = True
+    # When somebody else unmounts or aborts the mount: "remount" or "stop".
+    when_lost: str = "remount"
+    # A worker has this long to be ready, and to stop, before it is killed.
+    start_seconds: float = 60.0
+    stop_seconds: float = 20.0
+    # In an upgrade: how long the old worker may take to let go of the mount.
+    pause_seconds: float = 10.0
+    # A worker that has begun to send heartbeats and stops doing so is killed after this. 0: never.
+    hang_seconds: float = 90.0
+    # Starts in a row that did not become ready, after which what waits gets EIO and pauses grow.
+    failed_starts: int = 5
+    # The longest pause between two starts.
+    slowest_seconds: float = 15.0
+    log_format: str = "text"  # or "json"
+
+
+def parse(text: str) -> Options:
+    """Raises ValueError or TypeError with what is wrong."""
+    values = json.loads(text)
+    options = Options(**values)
+    if not options.worker:
+        raise ValueError("no worker to start")
+    if options.when_lost not in ("remount", "stop"):
+        raise ValueError(f"when_lost is 'remount' or 'stop', not {options.when_lost!r}")
+    return options
+
+
+def render(options: Options) -> str:
+    return json.dumps(options._asdict())
+
+
+# Run with -I -S: what the site module and the environment add would double the memory. So it is told where
+# its two source roots are.
+_BOOT = "import sys; sys.path[1:1] = sys.argv.pop(1).split(':'); from ckptfsd.holder.process import main; main()"
+
+
+def command(options: Options, *, python: str, roots: list[str]) -> list[str]:
+    """The command line of a holder. ``roots``: the directories that hold ``ckptfs`` and ``ckptfsd``."""
+    return [python, "-I", "-S", "-c", _BOOT, ":".join(roots), render(options)]

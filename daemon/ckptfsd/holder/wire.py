@@ -1,0 +1,96 @@
+"""The messages between holder and worker: JSON objects, one a datagram, over a SEQPACKET socket pair.
+
+Descriptors travel with a message (SCM_RIGHTS). Who sends what:
+
+===============  =============================  =====================================================
+worker -> holder  fields                        meaning
+===============  =============================  =====================================================
+hello            version                        the worker lives and asks what to do
+prepared                                        (standby) all that can be done ahead is done
+ready            notes                          serving
+paused                                          the mount and the store are let go, the process stays
+open             id, with a descriptor          register a backing file; answered by ``opened``
+close            backing                        free a backing id
+keep             backings, more                 in use; when ``more`` is false all others are freed
+alive                                           heartbeat
+upgrade          argv (or null: the same)       start a new worker and hand over to it
+stop                                            stop everything, as SIGTERM does
+lost             reason                         the connection ended under the worker
+===============  =============================  =====================================================
+
+===============  =============================  =====================================================
+holder -> worker  fields                        meaning
+===============  =============================  =====================================================
+serve            see Mount.introduction(),      take the mount over; descriptors of /dev/fuse and of
+                 starts                         the modes table. ``starts``: workers before this one
+standby                                         prepare, then say so and wait for ``serve``
+pause                                           let go of mount and store, say so and wait
+resume                                          the other could not start: serve again (as ``serve``)
+exit                                            end; the mount stays
+stop                                            end; the mount goes
+opened           id, backing or error (errno)
+upgrade_failed   error                          the old worker goes on
+===============  =============================  =====================================================
+"""
+
+from __future__ import annotations
+
+import array
+import contextlib
+import json
+import os
+import socket
+from collections.abc import Sequence
+from typing import Any
+
+ENVIRONMENT = "CKPTFSD_HOLDER_FD"
+
+MAX_BYTES = 65536
+_MAX_DESCRIPTORS = 4
+
+Message = dict[str, Any]
+
+
+def pair() -> tuple[socket.socket, socket.socket]:
+    return socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+
+
+def send(peer: socket.socket, message: Message, descriptors: Sequence[int] = ()) -> None:
+    """Raises OSError: BlockingIOError when the other end does not read, BrokenPipeError when it is gone."""
+    ancillary = []
+    if descriptors:
+        ancillary.append((socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors)))
+    peer.sendmsg([json.dumps(message).encode()], ancillary, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+
+
+def receive(peer: socket.socket) -> tuple[Message, list[int]] | None:
+    """The next message and its descriptors, which are the caller's to close; None: the other end is gone.
+
+    Raises OSError, and ValueError for a message that is none.
+    """
+    size = socket.CMSG_SPACE(_MAX_DESCRIPTORS * array.array("i").itemsize)
+    try:
+        data, ancillary, _, _ = peer.recvmsg(MAX_BYTES, size, socket.MSG_CMSG_CLOEXEC)
+    except ConnectionResetError:
+        return None
+    descriptors = array.array("i")
+    for level, kind, content in ancillary:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+            descriptors.frombytes(content[: len(content) - len(content) % descriptors.itemsize])
+    if not data:
+        close_all(descriptors)
+        return None
+    try:
+        message = json.loads(data)
+        if not isinstance(message, dict) or not isinstance(message.get("do"), str):
+            raise ValueError("a message without a verb")
+    except ValueError:
+        close_all(descriptors)
+        raise
+    return message, list(descriptors)
+
+
+def close_all(descriptors: Sequence[int]) -> None:
+    for fd in descriptors:
+        with contextlib.suppress(OSError):
+            os.close(fd)

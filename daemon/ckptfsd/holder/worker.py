@@ -1,0 +1,90 @@
+"""One worker process, as the holder sees it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import time
+from enum import Enum
+
+from ckptfsd.holder import wire
+
+_OOM_SCORE = "/proc/{pid}/oom_score_adj"
+
+
+class State(Enum):
+    STARTING = "starting"  # has said nothing yet
+    PREPARING = "preparing"  # standby: does what can be done ahead
+    STANDBY = "standby"  # standby: prepared
+    TAKING = "taking"  # was told to serve, is not ready yet
+    READY = "ready"
+    PAUSING = "pausing"
+    PAUSED = "paused"
+    LEAVING = "leaving"  # was told to end
+
+
+class Worker:
+    """``standby``: started to take over from one that serves. ``deadline``: when it is killed if its state
+    is still the same (monotonic; 0: never)."""
+
+    def __init__(self, argv: list[str], *, standby: bool, start_seconds: float, oom_score: str) -> None:
+        self.argv = argv
+        self.standby = standby
+        self.state = State.STARTING
+        self.ready_at = 0.0
+        self.last_alive = 0.0
+        self.deadline = time.monotonic() + start_seconds
+        self.socket, theirs = wire.pair()
+        with theirs:
+            os.set_inheritable(theirs.fileno(), True)
+            environment = {**os.environ, wire.ENVIRONMENT: str(theirs.fileno())}
+            # Its own process group: a Ctrl-C is for the holder, who stops in order.
+            self.pid = os.posix_spawnp(
+                argv[0],
+                argv,
+                environment,
+                setpgroup=0,
+                setsigmask=(),
+                setsigdef=(signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD, signal.SIGPIPE),
+            )
+        with contextlib.suppress(OSError), open(_OOM_SCORE.format(pid=self.pid), "w") as score:
+            score.write(oom_score)
+
+    @property
+    def ready_seconds(self) -> float:
+        """How long it has been serving; negative: it never was ready."""
+        return time.monotonic() - self.ready_at if self.ready_at else -1.0
+
+    def enter(self, state: State, *, within_seconds: float = 0.0) -> None:
+        self.state = state
+        self.deadline = time.monotonic() + within_seconds if within_seconds else 0.0
+
+    def tell(self, message: wire.Message, descriptors: tuple[int, ...] = ()) -> bool:
+        """False when it cannot be told: it is dead, or stopped with its mailbox full."""
+        try:
+            wire.send(self.socket, message, descriptors)
+        except OSError:
+            return False
+        return True
+
+    def kill(self, number: signal.Signals = signal.SIGKILL) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.pid, number)
+
+    def close(self) -> None:
+        self.socket.close()
+
+
+def protect_from_oom() -> str:
+    """Make this process the last that the kernel kills for memory. Answers the score that workers get."""
+    path = _OOM_SCORE.format(pid="self")
+    try:
+        with open(path) as score:
+            before = score.read().strip()
+        with open(path, "w") as score:
+            score.write("-900")
+    except OSError:
+        return "0"
+    return before
