@@ -52,7 +52,9 @@ def render(options: Options) -> str:
 
 # Run with -I -S: what the site module and the environment add would double the memory. So it is told where
 # its two source roots are.
-_BOOT = "import sys; sys.path[1:1] = sys.argv.pop(1).split(':'); from ckptfsd.holder.process import main; main()"
+_BOOT = (
+    "import sys; sys.path[1:1] = sys.argv.pop(1).split(':'); from ckptfsd.holder.process import main; main()"
+)
 
 
 def command(options: Options, *, python: str, roots: list[str]) -> list[str]:

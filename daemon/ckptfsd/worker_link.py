@@ -1,0 +1,206 @@
+"""The worker's side of the holder: orders come in, and the holder registers files for us.
+
+ckptfsd.holder.wire has the table of messages. A worker that was not started by a holder has no link and
+does everything itself.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import errno
+import math
+import os
+import socket
+from collections.abc import MutableMapping
+from typing import Any, NamedTuple
+
+import structlog
+import trio
+
+from ckptfsd.holder import wire
+
+log = structlog.get_logger(__name__)
+
+_HEARTBEAT_SECONDS = 5.0
+# Backing ids in a message: a datagram holds 64 KiB.
+_IDS_PER_MESSAGE = 2000
+
+
+class Introduction(NamedTuple):
+    """The connection to serve. The two descriptors are this process's, to be closed with :meth:`close`."""
+
+    mount: str
+    device: str  # "major:minor"
+    init: bytes  # the kernel's INIT request
+    resend: bool
+    passthrough: bool
+    notes: str
+    starts: int  # how many workers there were before this one
+    fuse_fd: int
+    modes_fd: int
+
+    def close(self) -> None:
+        wire.close_all((self.fuse_fd, self.modes_fd))
+
+
+class Order(NamedTuple):
+    """``verb``: standby, serve, resume (both with the introduction), pause, exit, stop, upgrade_failed
+    (with the reason), gone (the holder died: nobody will start us again, and unmounting is ours)."""
+
+    verb: str
+    introduction: Introduction | None = None
+    reason: str = ""
+
+
+class HolderLink:
+    """Start :meth:`run` in a nursery, then :meth:`hello`, then follow :attr:`orders`."""
+
+    def __init__(self, peer: socket.socket) -> None:
+        self._peer = peer
+        self._requests: dict[int, trio.Event] = {}
+        self._answers: dict[int, wire.Message] = {}
+        self._last_request = 0
+        self._gone = False
+        self._send_order, self.orders = trio.open_memory_channel[Order](math.inf)
+
+    @classmethod
+    def from_environment(cls, environ: MutableMapping[str, str]) -> HolderLink | None:
+        """The link that the holder has left us; taken out of the environment, and not for children."""
+        number = environ.pop(wire.ENVIRONMENT, "")
+        if not number.isdecimal():
+            return None
+        os.set_inheritable(int(number), False)
+        return cls(socket.socket(fileno=int(number)))
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Receive until cancelled, or until the holder is gone."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._beat)
+            task_status.started()
+            while True:
+                await trio.lowlevel.wait_readable(self._peer)
+                received = wire.receive(self._peer)
+                if received is None:
+                    break
+                self._take(*received)
+            self._gone = True
+            for number, event in self._requests.items():
+                self._answers[number] = {"error": errno.ENOTCONN}
+                event.set()
+            log.warning("the holder is gone: this worker serves on, and will not be started again")
+            self._send_order.send_nowait(Order("gone"))
+            nursery.cancel_scope.cancel()
+
+    # --- What a worker says ----------------------------------------------------------------------------
+
+    def hello(self, version: str) -> None:
+        self._say({"do": "hello", "version": version})
+
+    def prepared(self) -> None:
+        self._say({"do": "prepared"})
+
+    def ready(self, notes: str = "") -> None:
+        self._say({"do": "ready", "notes": notes})
+
+    def paused(self) -> None:
+        self._say({"do": "paused"})
+
+    def lost(self, reason: str) -> None:
+        """The connection ended under us: the holder makes another one, or stops."""
+        self._say({"do": "lost", "reason": reason})
+
+    def stop(self) -> None:
+        """Ask for the end of everything, as SIGTERM to the holder would."""
+        self._say({"do": "stop"})
+
+    def upgrade(self, argv: list[str] | None = None) -> None:
+        """Ask to be replaced. If that fails, the order ``upgrade_failed`` comes."""
+        self._say({"do": "upgrade", "argv": argv})
+
+    def keep(self, backings: list[int]) -> None:
+        """Which backing ids are in use (Passthrough.restore()); the holder frees all others."""
+        for start in range(0, len(backings) + 1, _IDS_PER_MESSAGE):
+            part = backings[start : start + _IDS_PER_MESSAGE]
+            more = start + _IDS_PER_MESSAGE <= len(backings)
+            self._say({"do": "keep", "backings": part, "more": more})
+
+    # --- ckptfs.fuse.channel.Backings ------------------------------------------------------------------
+
+    async def open(self, fd: int) -> int:
+        self._last_request += 1
+        number = self._last_request
+        answered = self._requests[number] = trio.Event()
+        try:
+            await self._say_when_possible({"do": "open", "id": number}, (fd,))
+            await answered.wait()
+        except BaseException:  # cancelled; an answer that is still to come finds nobody: _take()
+            if backing := self._answers.pop(number, {}).get("backing"):
+                self.close(int(backing))
+            raise
+        finally:
+            del self._requests[number]
+        answer = self._answers.pop(number)
+        if "backing" not in answer:
+            why = int(answer.get("error") or errno.EIO)
+            raise OSError(why, os.strerror(why))
+        return int(answer["backing"])
+
+    def close(self, backing_id: int) -> None:
+        self._say({"do": "close", "backing": backing_id})
+
+    # --- Inside ----------------------------------------------------------------------------------------
+
+    async def _beat(self) -> None:
+        """From the event loop: what hangs stops saying it."""
+        while True:
+            self._say({"do": "alive"})
+            await trio.sleep(_HEARTBEAT_SECONDS)
+
+    def _say(self, message: wire.Message) -> None:
+        """Never waits. A holder that is dead or does not read misses it."""
+        with contextlib.suppress(OSError):
+            wire.send(self._peer, message)
+
+    async def _say_when_possible(self, message: wire.Message, descriptors: tuple[int, ...]) -> None:
+        if self._gone:
+            raise OSError(errno.ENOTCONN, "the holder is gone")
+        while True:
+            try:
+                wire.send(self._peer, message, descriptors)
+            except BlockingIOError:
+                await trio.lowlevel.wait_writable(self._peer)
+            else:
+                return
+
+    def _take(self, message: wire.Message, descriptors: list[int]) -> None:
+        verb = message["do"]
+        if verb == "opened":
+            event = self._requests.get(message["id"])
+            if event is not None:
+                self._answers[message["id"]] = message
+                event.set()
+            elif "backing" in message:
+                self.close(message["backing"])
+        elif verb in ("serve", "resume") and len(descriptors) == 2:
+            self._send_order.send_nowait(Order(verb, _introduction(message, descriptors)))
+        elif verb in ("standby", "pause", "exit", "stop", "upgrade_failed"):
+            wire.close_all(descriptors)
+            self._send_order.send_nowait(Order(verb, reason=str(message.get("error", ""))))
+        else:
+            wire.close_all(descriptors)
+            log.error("an order that is not understood", verb=verb)
+
+
+def _introduction(message: dict[str, Any], descriptors: list[int]) -> Introduction:
+    return Introduction(
+        mount=message["mount"],
+        device=message["device"],
+        init=base64.b64decode(message["init"]),
+        resend=message["resend"],
+        passthrough=message["passthrough"],
+        notes=message["notes"],
+        starts=message["starts"],
+        fuse_fd=descriptors[0],
+        modes_fd=descriptors[1],
+    )

@@ -1,0 +1,276 @@
+"""A small file system for the tests of passthrough, takeover and holder: the files of one directory.
+
+``mirror_worker.py DIRECTORY STATS [MOUNTPOINT]``. With a holder (its environment says so) it serves the
+holder's connection, else it mounts at MOUNTPOINT by itself and unmounts when stdin ends. It does with pyfuse3
+what ckptfs.fuse.session does, and nothing more.
+
+The names of the files say how they behave: ``served*`` goes through the daemon always, ``late*`` until
+``DIRECTORY/.whole`` exists, ``slow*`` and ``poison*`` go through it too and take 0.2 s, or kill the worker,
+at each read; ``worse*`` kills it at each open. All others are native. STATS counts, over all workers, in
+words of 8 bytes: :data:`COUNTERS`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import mmap
+import os
+import signal
+import stat
+import struct
+import sys
+from collections.abc import Iterator
+
+from ckptfs.fuse import channel  # before pyfuse3: it must find the extension's symbol
+
+# isort: split
+import pyfuse3
+import trio
+
+from ckptfs.fuse import device, kernel_mount
+from ckptfs.fuse.channel import Backings, OwnBackings
+from ckptfs.fuse.mode_table import ModeTable, new_table
+from ckptfs.fuse.modes import Modes
+from ckptfs.fuse.passthrough import Native, Passthrough
+from ckptfs.fuse.takeover import Takeover
+from ckptfs.fuse.ticker import ticking
+from ckptfsd.worker_link import HolderLink, Introduction
+
+COUNTERS = (
+    "starts", "opens", "reads", "releases", "granted", "files_open_native", "files_open_served", "pid",
+)
+    "starts",
+    "opens",
+    "reads",
+    "releases",
+    "granted",
+    "files_open_native",
+    "files_open_served",
+    "pid",
+)
+
+_SERVED = ("served", "slow", "poison", "worse")
+
+
+class Stats:
+    def __init__(self, path: str) -> None:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+        os.ftruncate(fd, 8 * len(COUNTERS))
+        self._words = memoryview(mmap.mmap(fd, 8 * len(COUNTERS))).cast("Q")
+        os.close(fd)
+
+    def add(self, name: str) -> None:
+        self._words[COUNTERS.index(name)] += 1
+
+    def set(self, name: str, value: int) -> None:
+        self._words[COUNTERS.index(name)] = value
+
+
+def read_stats(path: str) -> dict[str, int]:
+    with open(path, "rb") as file:
+        return dict(zip(COUNTERS, struct.unpack(f"={len(COUNTERS)}Q", file.read()), strict=True))
+
+
+class Mirror(pyfuse3.Operations):
+    def __init__(self, directory: str, stats: Stats, passthrough: Passthrough) -> None:
+        super().__init__()
+        self._directory = directory
+        self._stats = stats
+        self._passthrough = passthrough
+        # Sorted: inodes are the same in each worker.
+        self._names = [b"", b"", *sorted(os.fsencode(n) for n in os.listdir(directory) if n[0] != ".")]
+        self._fds: dict[int, int] = {}
+        self.takeover: Takeover | None = None
+
+    def init(self) -> None:
+        assert self.takeover is not None
+        self.takeover.switch()
+
+    def _path(self, inode: int) -> str:
+        return os.path.join(self._directory, os.fsdecode(self._names[inode]))
+
+    async def getattr(
+        self, inode: pyfuse3.InodeT, ctx: pyfuse3.RequestContext | None = None
+    ) -> pyfuse3.EntryAttributes:
+        entry = pyfuse3.EntryAttributes()
+        entry.st_ino = inode
+        entry.entry_timeout = entry.attr_timeout = 3600
+        if inode == pyfuse3.ROOT_INODE:
+            entry.st_mode = pyfuse3.ModeT(stat.S_IFDIR | 0o555)
+        elif inode < len(self._names):
+            entry.st_mode = pyfuse3.ModeT(stat.S_IFREG | 0o444)
+            entry.st_size = os.stat(self._path(inode)).st_size
+        else:
+            raise pyfuse3.FUSEError(errno.ESTALE)
+        return entry
+
+    async def lookup(
+        self, parent_inode: pyfuse3.InodeT, name: pyfuse3.FileNameT, ctx: pyfuse3.RequestContext
+    ) -> pyfuse3.EntryAttributes:
+        if name not in self._names:
+            raise pyfuse3.FUSEError(errno.ENOENT)
+        return await self.getattr(pyfuse3.InodeT(self._names.index(name)))
+
+    async def open(
+        self, inode: pyfuse3.InodeT, flags: pyfuse3.FlagT, ctx: pyfuse3.RequestContext
+    ) -> pyfuse3.FileInfo:
+        self._stats.add("opens")
+        name = self._names[inode].decode()
+        if name.startswith("worse"):
+            os.abort()
+        native: Native | None = None
+        if not name.startswith(_SERVED) and (
+            not name.startswith("late") or os.path.exists(os.path.join(self._directory, ".whole"))
+        ):
+
+            @contextlib.contextmanager
+            def native() -> Iterator[int]:
+                fd = os.open(self._path(inode), os.O_RDONLY)
+                try:
+                    yield fd
+                finally:
+                    os.close(fd)
+
+        try:
+            await self._passthrough.open(inode, native)
+        except OSError as error:
+            raise pyfuse3.FUSEError(error.errno or errno.EIO) from error
+        self._count()
+        return pyfuse3.FileInfo(fh=pyfuse3.FileHandleT(inode), keep_cache=False)
+
+    async def read(self, fh: pyfuse3.FileHandleT, off: int, size: int) -> bytes:
+        self._stats.add("reads")
+        name = self._names[fh].decode()
+        if name.startswith("slow"):
+            await trio.sleep(0.2)
+        if name.startswith("poison"):
+            os.abort()
+        if fh not in self._fds:
+            self._fds[fh] = os.open(self._path(fh), os.O_RDONLY)
+        return os.pread(self._fds[fh], size, off)
+
+    async def release(self, fh: pyfuse3.FileHandleT) -> None:
+        self._passthrough.release(fh)
+        self._stats.add("releases")
+        trio.lowlevel.current_trio_token().run_sync_soon(self._count)
+
+    def _count(self) -> None:
+        for name in ("files_open_native", "files_open_served"):
+            self._stats.set(name, self._passthrough.statistics()[name])
+        self._stats.set("granted", channel.statistics().get("granted", 0))
+
+    async def opendir(self, inode: pyfuse3.InodeT, ctx: pyfuse3.RequestContext) -> pyfuse3.FileHandleT:
+        return pyfuse3.FileHandleT(inode)
+
+    async def readdir(self, fh: pyfuse3.FileHandleT, start_id: int, token: pyfuse3.ReaddirToken) -> None:
+        for inode in range(max(2, start_id), len(self._names)):
+            attributes = await self.getattr(pyfuse3.InodeT(inode))
+            name = pyfuse3.FileNameT(self._names[inode])
+            if not pyfuse3.readdir_reply(token, name, attributes, inode + 1):
+                return
+
+
+class Worker:
+    def __init__(self, directory: str, stats_path: str) -> None:
+        self._directory = directory
+        self._stats = Stats(stats_path)
+        self._stats.add("starts")
+        self._stats.set("pid", os.getpid())
+        self._ended = trio.Event()
+
+    def serve(
+        self, nursery: trio.Nursery, connection: Introduction, backings: Backings, why_not: str = ""
+    ) -> list[int]:
+        """Answers the backing ids that are in use."""
+        self._ended = trio.Event()
+        passthrough = Passthrough(Modes(ModeTable(connection.modes_fd)), backings, why_not=why_not)
+        in_use = passthrough.restore()
+        operations = Mirror(self._directory, self._stats, passthrough)
+        takeover = operations.takeover = Takeover(
+            connection.fuse_fd, connection.init, resend=connection.resend
+        )
+        pyfuse3.init(operations, takeover.mountpoint, set())
+        nursery.start_soon(self._loop)
+        return in_use
+
+    async def _loop(self) -> None:
+        try:
+            await pyfuse3.main(min_tasks=8, max_tasks=1000)
+        finally:
+            pyfuse3.close(unmount=False)
+            self._ended.set()
+
+    async def leave(self) -> None:
+        """Let go of the connection; what was read from it is answered."""
+        pyfuse3.terminate()
+        await self._ended.wait()
+
+    async def run_held(self, link: HolderLink) -> None:
+        async with trio.open_nursery() as nursery:
+            await nursery.start(link.run)
+            link.hello("mirror")
+            connection: Introduction | None = None
+            async for order in link.orders:
+                if order.verb == "standby":
+                    if os.path.exists(os.path.join(self._directory, ".cannot-start")):
+                        sys.exit(9)
+                    link.prepared()
+                elif order.verb in ("serve", "resume"):
+                    if os.path.exists(os.path.join(self._directory, ".dies-on-serve")):
+                        sys.exit(8)
+                    connection = order.introduction
+                    assert connection is not None
+                    link.keep(self.serve(nursery, connection, link))
+                    link.ready()
+                    nursery.start_soon(self._end_with_loop, link)
+                elif order.verb == "pause":
+                    await self.leave()
+                    assert connection is not None
+                    connection.close()
+                    link.paused()
+                elif order.verb in ("exit", "stop"):
+                    if connection is not None and not self._ended.is_set():
+                        await self.leave()
+                    break
+            nursery.cancel_scope.cancel()
+
+    async def _end_with_loop(self, link: HolderLink) -> None:
+        await self._ended.wait()
+        link.lost("the loop ended")
+
+    async def run_alone(self, mountpoint: str) -> None:
+        fd = kernel_mount.attach(mountpoint, allow_other=True)
+        offered = device.negotiate(fd)
+        connection = Introduction(
+            mountpoint, "", offered.raw, offered.has_resend, offered.has_passthrough, "", 0, fd, new_table()
+        )
+        why_not = channel.missing_in_kernel(offered)
+        why_not = why_not or await channel.missing_in_store(OwnBackings(fd), self._directory)
+        async with trio.open_nursery() as nursery:
+            self.serve(nursery, connection, OwnBackings(fd), why_not)
+            print(why_not or "native", flush=True)
+            await trio.lowlevel.FdStream(os.dup(0)).receive_some()
+            kernel_mount.detach(mountpoint, lazy=True)
+            await self.leave()
+            connection.close()
+
+
+async def main() -> None:
+    worker = Worker(sys.argv[1], sys.argv[2])
+    link = HolderLink.from_environment(os.environ)
+    user = os.environ.get("MIRROR_USER")
+    if user:  # what only root may do is the holder's
+        os.setgroups([])
+        os.setresgid(int(user), int(user), int(user))
+        os.setresuid(int(user), int(user), int(user))
+    with ticking():
+        if link is not None:
+            await worker.run_held(link)
+        else:
+            await worker.run_alone(sys.argv[3])
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    trio.run(main)
