@@ -19,7 +19,9 @@ from types import TracebackType
 
 from ckptfs.errors import ConfigurationError, Conflict, PermissionDenied
 
-BACKLOG = 128
+# Connections that wait to be accepted. With a full one a client with a timeout fails at once (EAGAIN), so
+# it holds what a node's agents can send in one burst. The kernel's own limit is net.core.somaxconn.
+BACKLOG = 4096
 _LOCK_WAIT_SECONDS = 5.0
 
 
