@@ -133,8 +133,8 @@ class Connections:
         self._watching: threading.Thread | None = None
         self._lock = threading.Lock()
         self._opening = opening
-        self._managers: dict[str, urllib3.PoolManager] = {}
-        self._tls = _tls_context(ca_bundle)
+        self._managers: dict[tuple[str, bool], urllib3.PoolManager] = {}
+        self._ca_bundle = ca_bundle
         self._timeout = urllib3.Timeout(
             connect=opening.limits.connect_timeout_seconds, read=opening.limits.read_timeout_seconds
         )
@@ -155,19 +155,19 @@ class Connections:
 
     def _manager(self, url: str) -> urllib3.PoolManager:
         proxy = _proxy_for(url)
+        plain = url.startswith("http:") and not proxy
         with self._lock:
-            manager = self._managers.get(proxy)
+            manager = self._managers.get((proxy, plain))
             if manager is None:
-                options: dict[str, Any] = {
-                    "maxsize": POOL_CONNECTIONS,
-                    "ssl_context": self._tls,
-                }
+                # Reading the authorities takes 30 ms: only where TLS is spoken.
+                tls = None if plain else _tls_context(self._ca_bundle)
+                options: dict[str, Any] = {"maxsize": POOL_CONNECTIONS, "ssl_context": tls}
                 manager = urllib3.ProxyManager(proxy, **options) if proxy else urllib3.PoolManager(**options)
                 manager.pool_classes_by_scheme = {
                     "http": self._pool_class(HTTPConnectionPool, _Guarded, bool(proxy)),
                     "https": self._pool_class(HTTPSConnectionPool, _GuardedTls, bool(proxy)),
                 }
-                self._managers[proxy] = manager
+                self._managers[proxy, plain] = manager
             return manager
 
     def _pool_class(self, pool: type[Any], connection: type[_Guarded], through_proxy: bool) -> type[Any]:

@@ -81,6 +81,7 @@ def open_source(
     )
     where = parse(uri, source_type)
     _check_options(where, opening.options)
+    opening.check_cancelled()
     if where.kind == "s3":
         found = open_s3(opening, where.bucket, where.key, wasabi=source_type == "wasabi")
     elif where.kind == "web":

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import secrets
 import shutil
 import signal
 import socket
@@ -22,7 +23,7 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 from types import TracebackType
-from typing import IO
+from typing import IO, Any
 
 PROGRAMS = ("ceph-mon", "ceph-osd", "radosgw", "radosgw-admin", "monmaptool", "ceph")
 ACCESS_KEY = "CKPTFSTESTACCESSKEY"
@@ -106,7 +107,7 @@ class Radosgw:
     ) -> None:
         self.stop()
 
-    def client(self) -> object:
+    def client(self) -> Any:
         """A boto3 client of the cluster's user, for filling buckets."""
         import boto3
         from botocore.config import Config
@@ -124,6 +125,10 @@ class Radosgw:
                 response_checksum_validation="when_required",
             ),
         )
+
+    def bucket(self, *, versioned: bool = False) -> Bucket:
+        """A new, empty bucket."""
+        return Bucket(self, f"test-{secrets.token_hex(6)}", versioned)
 
     # --- Life ------------------------------------------------------------------------------------
 
@@ -188,7 +193,9 @@ class Radosgw:
                 return
             except OSError as error:
                 if time.monotonic() > until:
-                    raise RadosgwError(f"the gateway did not begin to serve: {error}\n{self.logs()}") from error
+                    raise RadosgwError(
+                        f"the gateway did not begin to serve: {error}\n{self.logs()}"
+                    ) from error
             time.sleep(0.02)
 
     def user(self, uid: str) -> tuple[str, str]:
@@ -234,9 +241,11 @@ class Radosgw:
 
     def _spawn(self, *command: str) -> None:
         assert self._directory is not None
+        # Should the test run itself be killed, the kernel ends its servers too.
+        tied = ("setpriv", "--pdeathsig", "KILL") if shutil.which("setpriv") else ()
         with self._output(f"{command[0]}.out") as out:
             process = subprocess.Popen(
-                command, env=self._environment(), stdin=subprocess.DEVNULL, stdout=out, stderr=out
+                [*tied, *command], env=self._environment(), stdin=subprocess.DEVNULL, stdout=out, stderr=out
             )
         self._processes.append(process)
         self.pids.append(process.pid)
@@ -267,6 +276,30 @@ class Radosgw:
         for process in self._processes:
             if process.poll() is not None:
                 raise RadosgwError(f"{process.args!r} ended with {process.returncode}\n{self.logs()}")
+
+
+class Bucket:
+    """A bucket of a cluster, and what a source needs to read it."""
+
+    def __init__(self, cluster: Radosgw, name: str, versioned: bool) -> None:
+        self.name = name
+        self.client = cluster.client()
+        self.options = {"endpoint_url": cluster.endpoint_url}
+        self.credentials = {
+            "access_key_id": cluster.access_key,
+            "secret_access_key": cluster.secret_key,
+        }
+        self.client.create_bucket(Bucket=name)
+        if versioned:
+            self.client.put_bucket_versioning(Bucket=name, VersioningConfiguration={"Status": "Enabled"})
+
+    def put(self, key: str, body: bytes) -> str:
+        """Store an object; returns its URI."""
+        self.client.put_object(Bucket=self.name, Key=key, Body=body)
+        return self.uri(key)
+
+    def uri(self, key: str = "") -> str:
+        return f"s3://{self.name}/{key}"
 
 
 _OSD = "0a1b2c3d-0000-4000-8000-0123456789ab"
