@@ -56,11 +56,11 @@ def _user_namespace() -> None:
         raise _forbidden(ctypes.get_errno())
     try:
         for path, text in (
-            ("/proc/self/setgroups", "deny"),
-            ("/proc/self/uid_map", f"{uid} {uid} 1"),
-            ("/proc/self/gid_map", f"{gid} {gid} 1"),
+            ("/proc/self/setgroups", b"deny"),
+            ("/proc/self/uid_map", b"%d %d 1" % (uid, uid)),
+            ("/proc/self/gid_map", b"%d %d 1" % (gid, gid)),
         ):
-            with open(path, "w", encoding="ascii") as file:
+            with open(path, "wb", buffering=0) as file:
                 file.write(text)
     except OSError as error:
         raise _forbidden(error.errno or errno.EPERM) from error
