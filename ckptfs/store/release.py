@@ -17,6 +17,9 @@ from ckptfs.store.settle import settle
 
 _CHUNKS_AT_ONCE = 20_000
 
+#: A release that has given up every chunk. The manifest is not needed any more, and may be gone.
+_ALL = b"\xff" * 32
+
 
 def remove(store: Core, ordinal: int) -> RemoveReport:
     """Remove a checkpoint and give back what nothing else uses. For good, once it has begun."""
@@ -61,17 +64,18 @@ def finish(store: Core, ordinal: int) -> RemoveReport:
             return RemoveReport(0, 0)
         state = rows.decode_release(body)
         digests = set() if state.manifest else held_by_draft(reader, ordinal)
-    if state.manifest:
+    if state.manifest and state.done != _ALL:
         # First of all: a rebuild must not bring it back once its bytes begin to go.
         layout.unlink(store.layout.record(ordinal))
         digests = set(manifests.distinct(model.decode(manifests.read(store.layout, state.manifest))))
     left = sorted(digest for digest in digests if digest > state.done)
     bytes_freed = chunks_freed = 0
-    for start in range(0, len(left), _CHUNKS_AT_ONCE):
+    for start in range(0, max(1, len(left)), _CHUNKS_AT_ONCE):
         part = left[start : start + _CHUNKS_AT_ONCE]
+        last = start + len(part) == len(left)
         with references.releasing(store) as writer:
             report = references.drop(store, writer, part)
-            note(writer, ordinal, manifest=state.manifest, done=part[-1])
+            note(writer, ordinal, manifest=state.manifest, done=_ALL if last else part[-1])
         bytes_freed += report.bytes_freed
         chunks_freed += report.chunks_freed
     if state.manifest:

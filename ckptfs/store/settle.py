@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from ckptfs.store import core, references, rows
 from ckptfs.store.core import Core
-from ckptfs.store.index import Reader, Table
+from ckptfs.store.index import Reader, Table, Writer
 
 _BLOBS_AT_ONCE = 256
 _CHUNKS_AT_ONCE = 20_000
@@ -29,17 +29,7 @@ def settle(store: Core) -> None:
             sizes = {blob: _give_back(store, blob, row, gaps) for blob, row, gaps in work}
             with store.transaction() as writer:
                 for blob, row, gaps in work:
-                    key = rows.blob_key(blob)
-                    writer.delete(Table.PENDING, core.PUNCH + key)
-                    if row is None:
-                        continue
-                    writer.add(physical_bytes=sizes[blob] - row.physical_bytes)
-                    if gaps is None:
-                        writer.delete(Table.BLOBS, key)
-                    else:  # owners may have changed meanwhile; nothing else can have
-                        now = references.blob_row(writer, blob)
-                        body = rows.pack_blob(now._replace(physical_bytes=sizes[blob]))
-                        writer.put(Table.BLOBS, key, body)
+                    _record(writer, blob, row, gaps, sizes[blob])
             after = rows.blob_key(todo[-1])
 
 
@@ -79,6 +69,24 @@ def _give_back(store: Core, blob: int, row: rows.BlobRow | None, gaps: list[tupl
         store.blobs.unlink(blob)
         return 0
     return store.blobs.punch(blob, gaps)
+
+
+def _record(
+    writer: Writer, blob: int, row: rows.BlobRow | None, gaps: list[tuple[int, int]] | None, physical: int
+) -> None:
+    key = rows.blob_key(blob)
+    body = writer.get(Table.BLOBS, key)
+    now = None if body is None else rows.blob(body)
+    if now == row:
+        writer.delete(Table.PENDING, core.PUNCH + key)
+    # Otherwise more has died since we looked: the note stays for whoever made it.
+    if now is None:
+        return
+    writer.add(physical_bytes=physical - now.physical_bytes)
+    if gaps is None:
+        writer.delete(Table.BLOBS, key)
+    else:
+        writer.put(Table.BLOBS, key, rows.pack_blob(now._replace(physical_bytes=physical)))
 
 
 def _free_unused(store: Core) -> None:

@@ -1,0 +1,80 @@
+"""One change to a store, to be killed in the middle.
+
+``python store_child.py STORE create|remove|rename|fail``
+Prints "begun" when the store is open and "done" at the end, so that the test knows how far it came.
+"""
+
+from __future__ import annotations
+
+import random
+import sys
+
+from ckptfs.store import Checkpoint, Store
+from ckptfs.testing.writing import Writing, write
+
+CHUNK_BYTES = 30_000
+
+
+def noise(seed: int, length: int) -> bytes:
+    return random.Random(seed).randbytes(length)
+
+
+#: What the prepared store holds before the change.
+BASE = {
+    b"weights": noise(1, 300_000) + bytes(60_000) + noise(2, 100_000),
+    b"alone": noise(3, 150_000),
+    b"config": noise(4, 2_000),
+}
+KEPT = {b"weights": BASE[b"weights"][:120_000], b"config": BASE[b"config"]}
+#: What the creation brings: shared, own, small, zeros, empty.
+NEW = {
+    b"alone": BASE[b"alone"],
+    b"half": BASE[b"weights"][:150_000] + noise(5, 200_000),
+    b"own": noise(6, 250_001),
+    b"empty": b"",
+    b"small 1": noise(7, 3_000),
+    b"small 2": noise(8, 5_000),
+    b"zeros": bytes(100_000),
+}
+
+
+def create(store: Store, *, commit_every: int = 6) -> Checkpoint:
+    writing = Writing(store, "new", NEW, chunk_bytes=CHUNK_BYTES)
+    while writing.put_some(commit_every):
+        writing.draft.commit()
+    return writing.publish()
+
+
+def prepare(store: Store) -> None:
+    write(store, "kept", KEPT, chunk_bytes=CHUNK_BYTES)
+    write(store, "base", BASE, chunk_bytes=CHUNK_BYTES)
+
+
+def ordinal(store: Store, name: str) -> int:
+    found = store.by_name(name)
+    assert found is not None
+    return found.ordinal
+
+
+def main() -> None:
+    path, what = sys.argv[1:]
+    store = Store.open(path)
+    print("begun", flush=True)
+    if what == "create":
+        create(store)
+    elif what == "remove":
+        store.remove(ordinal(store, "base"))
+    elif what == "rename":
+        store.rename(ordinal(store, "base"), "renamed")
+    elif what == "fail":
+        writing = Writing(store, "new", NEW, chunk_bytes=CHUNK_BYTES)
+        writing.put_some(12)
+        writing.draft.commit()
+        writing.put_some()
+        writing.draft.fail("as the test wants", "interrupted", keep=False)
+    store.close()
+    print("done", flush=True)
+
+
+if __name__ == "__main__":
+    main()
