@@ -66,7 +66,7 @@ def libfuse() -> DoctorCheck:
 
 def _pyfuse3_fails() -> str:
     try:
-        importlib.import_module("ckptfs.fuse")  # the only room that may know pyfuse3
+        importlib.import_module("ckptfs.fuse.operations")  # only that room may know pyfuse3
     except (ImportError, OSError) as error:
         return str(error)
     return ""

@@ -48,27 +48,30 @@ def questions(config: Config, *, running: bool) -> dict[str, Question]:
 
 async def diagnose(config: Config, *, running: bool = False) -> list[DoctorCheck]:
     """Every answer, whatever happens to the question."""
-    asked = questions(config, running=running)
-    answers: dict[str, DoctorCheck] = {}
+    return await answers(questions(config, running=running))
+
+
+async def answers(asked: dict[str, Question], *, seconds: float = _ANSWER_SECONDS) -> list[DoctorCheck]:
+    found: dict[str, DoctorCheck] = {}
     limiter = trio.CapacityLimiter(len(asked))  # one that hangs must not hold up the others
 
     async def ask(name: str, question: Question) -> None:
         answer = DoctorCheck(
             name=name,
             ok=False,
-            detail=f"no answer within {_ANSWER_SECONDS:g} seconds",
+            detail=f"no answer within {seconds:g} seconds",
             remedy="see in the kernel's log (dmesg) whether a disk or a mount hangs",
         )
-        with trio.move_on_after(_ANSWER_SECONDS):
+        with trio.move_on_after(seconds):
             answer = await trio.to_thread.run_sync(
                 partial(_guarded, name, question), abandon_on_cancel=True, limiter=limiter
             )
-        answers[name] = answer
+        found[name] = answer
 
     async with trio.open_nursery() as nursery:
         for name, question in asked.items():
             nursery.start_soon(ask, name, question)
-    return [answers[name] for name in asked]
+    return [found[name] for name in asked]
 
 
 def _guarded(name: str, question: Question) -> DoctorCheck:
