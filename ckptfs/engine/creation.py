@@ -25,7 +25,7 @@ from blake3 import blake3
 
 from ckptfs.engine import ingest
 from ckptfs.engine.config import EngineConfig
-from ckptfs.errors import CkptfsError, Interrupted, SourceNotFound, SourceTooLarge, StoreFull
+from ckptfs.errors import CkptfsError, Interrupted, SourceError, SourceNotFound, SourceTooLarge, StoreFull
 from ckptfs.model import manifest
 from ckptfs.model.admission import Admission, normalise
 from ckptfs.model.names import show_path
@@ -145,17 +145,7 @@ class Creation:
         """Make the checkpoint. Never raises but for cancellation: the outcome is in ``self``."""
         draft: Draft | None = None
         try:
-            draft = await _in_thread(
-                limiter,
-                partial(
-                    self._store.begin,
-                    name=self.request.name,
-                    creation=self.id,
-                    source_key=request_key(self.request),
-                    source_type=source_type_of(self.request.source_uri, self.request.source_type),
-                    source_uri=public_uri(self.request.source_uri),
-                ),
-            )
+            draft = await _in_thread(limiter, self._begin)
             self.checkpoint = await self._make(draft, limiter)
             log.info(
                 "checkpoint ready",
@@ -174,7 +164,7 @@ class Creation:
                     await _in_thread(limiter, draft.release)
             raise
         except BaseException as raised:
-            self.error = _first_of(raised, self.request.name)
+            self.error = _first_of(raised, self.request)
             if draft is not None:
                 await self._give_up(draft, self.error, limiter)
         finally:
@@ -182,12 +172,26 @@ class Creation:
             self.request.credentials.clear()
             self.done.set()
 
+    def _begin(self) -> Draft:
+        """Go on from the kept draft of the same source; failures of this name are history from now on."""
+        draft = self._store.begin(
+            name=self.request.name,
+            creation=self.id,
+            source_key=request_key(self.request),
+            source_type=source_type_of(self.request.source_uri, self.request.source_type),
+            source_uri=public_uri(self.request.source_uri),
+        )
+        for old in self._store.drafts():
+            if old.name == self.request.name and old.ordinal != draft.ordinal and old.status == "failed":
+                self._store.drop_draft(old.ordinal)
+        return draft
+
     async def _give_up(self, draft: Draft, error: CkptfsError, limiter: trio.CapacityLimiter) -> None:
         # A full disk is retryable for the user, but keeping the bytes would keep the disk full.
         keep = error.retryable and not isinstance(error, StoreFull)
-        log.warning(
-            "creation failed", checkpoint=self.request.name, code=error.code, reason=str(error), kept=keep
-        )
+        # A bad source is its user's to look at; the rest is the administrator's.
+        tell = log.info if isinstance(error, SourceError | Interrupted) else log.warning
+        tell("creation failed", checkpoint=self.request.name, code=error.code, reason=str(error), kept=keep)
         try:
             with trio.CancelScope(shield=True):
                 await _in_thread(limiter, partial(draft.fail, str(error), error.code, keep=keep))
@@ -458,15 +462,18 @@ async def _in_thread(limiter: trio.CapacityLimiter, call: Callable[[], T]) -> T:
     return await trio.to_thread.run_sync(call, limiter=limiter)
 
 
-def _first_of(raised: BaseException, name: str) -> CkptfsError:
+def _first_of(raised: BaseException, request: CreateRequest) -> CkptfsError:
     """The one error to tell of: workers that fail together raise a group."""
     while isinstance(raised, BaseExceptionGroup):
         ours = raised.subgroup(CkptfsError)
         # Others may only have noticed that the first one failed.
         raised = (ours or raised).exceptions[0]
+    source = public_uri(request.source_uri)
     if isinstance(raised, CkptfsError):
+        if isinstance(raised, SourceError) and source not in raised.message:
+            raised.message = f"{source}: {raised.message}"
         return raised
     if not isinstance(raised, Exception):
         raise raised
-    log.error("unexpected error in a creation", checkpoint=name, exc_info=raised)
-    return CkptfsError(f"unexpected {type(raised).__name__} while creating {name!r}: {raised}")
+    log.error("unexpected error in a creation", checkpoint=request.name, exc_info=raised)
+    return CkptfsError(f"unexpected {type(raised).__name__} while creating {request.name!r}: {raised}")

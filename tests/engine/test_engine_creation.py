@@ -256,3 +256,27 @@ async def test_removal_is_refused_while_a_job_has_a_lease(tmp_path: Path) -> Non
         assert gone.status == "archived"
         assert engine.jobs() == []
         assert engine.list() == []
+
+
+async def test_a_later_creation_makes_earlier_failures_history(tmp_path: Path) -> None:
+    async with running(tmp_path / "store") as engine:
+        for _ in range(2):
+            info = await create(engine, "m", tmp_path / "nothing")
+            assert info.status == "failed"
+        (tmp_path / "empty").mkdir()
+        assert (await create(engine, "m", tmp_path / "empty")).status == "failed"
+        assert [(c.name, c.reason_code) for c in engine.list()] == [("m", "source_not_found")]
+        (tmp_path / "good").mkdir()
+        (tmp_path / "good" / "f").write_bytes(b"hello")
+        await create(engine, "m", tmp_path / "good")
+        assert [(c.name, c.status) for c in engine.list()] == [("m", "ready")]
+
+
+async def test_a_refusal_names_the_source_and_the_path(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "m.tar", "w") as archive:
+        archive.addfile(tarfile.TarInfo("../x"))
+    async with running(tmp_path / "store") as engine:
+        info = await create(engine, "m", tmp_path / "m.tar")
+        assert info.reason_code == "source_refused"
+        assert str(tmp_path / "m.tar") in info.reason
+        assert "../x" in info.reason
