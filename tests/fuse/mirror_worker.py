@@ -26,6 +26,7 @@ from ckptfs.fuse import channel  # before pyfuse3: it must find the extension's 
 
 # isort: split
 import pyfuse3
+import structlog
 import trio
 
 from ckptfs.fuse import device, kernel_mount
@@ -38,8 +39,6 @@ from ckptfs.fuse.ticker import ticking
 from ckptfsd.worker_link import HolderLink, Introduction
 
 COUNTERS = (
-    "starts", "opens", "reads", "releases", "granted", "files_open_native", "files_open_served", "pid",
-)
     "starts",
     "opens",
     "reads",
@@ -60,8 +59,8 @@ class Stats:
         self._words = memoryview(mmap.mmap(fd, 8 * len(COUNTERS))).cast("Q")
         os.close(fd)
 
-    def add(self, name: str) -> None:
-        self._words[COUNTERS.index(name)] += 1
+    def add(self, name: str, more: int = 1) -> None:
+        self._words[COUNTERS.index(name)] += more
 
     def set(self, name: str, value: int) -> None:
         self._words[COUNTERS.index(name)] = value
@@ -81,6 +80,7 @@ class Mirror(pyfuse3.Operations):
         # Sorted: inodes are the same in each worker.
         self._names = [b"", b"", *sorted(os.fsencode(n) for n in os.listdir(directory) if n[0] != ".")]
         self._fds: dict[int, int] = {}
+        self._granted = channel.statistics().get("granted", 0)
         self.takeover: Takeover | None = None
 
     def init(self) -> None:
@@ -136,7 +136,7 @@ class Mirror(pyfuse3.Operations):
             await self._passthrough.open(inode, native)
         except OSError as error:
             raise pyfuse3.FUSEError(error.errno or errno.EIO) from error
-        self._count()
+        trio.lowlevel.current_trio_token().run_sync_soon(self._count)  # after the reply
         return pyfuse3.FileInfo(fh=pyfuse3.FileHandleT(inode), keep_cache=False)
 
     async def read(self, fh: pyfuse3.FileHandleT, off: int, size: int) -> bytes:
@@ -158,7 +158,9 @@ class Mirror(pyfuse3.Operations):
     def _count(self) -> None:
         for name in ("files_open_native", "files_open_served"):
             self._stats.set(name, self._passthrough.statistics()[name])
-        self._stats.set("granted", channel.statistics().get("granted", 0))
+        granted = channel.statistics().get("granted", 0)
+        self._stats.add("granted", granted - self._granted)
+        self._granted = granted
 
     async def opendir(self, inode: pyfuse3.InodeT, ctx: pyfuse3.RequestContext) -> pyfuse3.FileHandleT:
         return pyfuse3.FileHandleT(inode)
@@ -245,7 +247,8 @@ class Worker:
         connection = Introduction(
             mountpoint, "", offered.raw, offered.has_resend, offered.has_passthrough, "", 0, fd, new_table()
         )
-        why_not = channel.missing_in_kernel(offered)
+        drop_privileges("MIRROR_LATER_USER")
+        why_not = channel.missing() or channel.missing_in_kernel(offered)
         why_not = why_not or await channel.missing_in_store(OwnBackings(fd), self._directory)
         async with trio.open_nursery() as nursery:
             self.serve(nursery, connection, OwnBackings(fd), why_not)
@@ -256,14 +259,17 @@ class Worker:
             connection.close()
 
 
+def drop_privileges(variable: str) -> None:
+    if user := int(os.environ.get(variable, "0")):
+        os.setgroups([])
+        os.setresgid(user, user, user)
+        os.setresuid(user, user, user)
+
+
 async def main() -> None:
     worker = Worker(sys.argv[1], sys.argv[2])
     link = HolderLink.from_environment(os.environ)
-    user = os.environ.get("MIRROR_USER")
-    if user:  # what only root may do is the holder's
-        os.setgroups([])
-        os.setresgid(int(user), int(user), int(user))
-        os.setresuid(int(user), int(user), int(user))
+    drop_privileges("MIRROR_USER")
     with ticking():
         if link is not None:
             await worker.run_held(link)
@@ -272,5 +278,6 @@ async def main() -> None:
 
 
 if __name__ == "__main__":
+    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     trio.run(main)
