@@ -136,7 +136,7 @@ def _walk(root: bytes) -> Iterator[SourceEntry]:
     pending = [b""]
     while pending:
         relative = pending.pop()
-        directory = os.path.join(root, relative)
+        directory = os.path.join(root, relative) if relative else root
         try:
             with os.scandir(directory) as scan:
                 found = sorted(scan, key=lambda each: each.name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 
 from ckptfs.errors import SourceCorrupt, SourceRefused
@@ -69,7 +70,7 @@ class SeekableView(io.RawIOBase):
     def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
         base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._ranged.size_bytes}[whence]
         if base + offset < 0:
-            raise ValueError("a seek to before the beginning")
+            raise OSError(errno.EINVAL, "a seek to before the beginning")
         self._position = base + offset
         return self._position
 

@@ -91,6 +91,9 @@ RANGED = [
     if not case.startswith(("single", ".deflated")) and case != "file@web-without-ranges"
 ]
 
+#: One form for each way of reading: listed, ranged, a zip, a plain tar, a compressed one, a stream.
+ONE_OF_EACH = ("tree", "file", ".zip", ".tar@", ".tgz", "single.xz")
+
 
 @pytest.fixture(params=CASES)
 def case(request: pytest.FixtureRequest, tmp_path: Path, spool: str, http_server: HttpServer) -> Case:

@@ -111,7 +111,8 @@ def choose(name: bytes, head: bytes, extract: Extract, label: str) -> Form | Non
         return None
     if extract == "yes" or promises:
         return form
-    if b"." + lower.rpartition(b".")[2] in KEPT_SUFFIXES or (form is Form.ZIP and _is_document(head)):
+    stem, dot, suffix = lower.rpartition(b".")
+    if (stem and dot + suffix in KEPT_SUFFIXES) or (form is Form.ZIP and _is_document(head)):
         return None
     return form
 
