@@ -123,7 +123,7 @@ class Leases:
         mine = [lease for (of, _), lease in self._leases.items() if of == job]
         if not mine and len({of for of, _ in self._leases}) >= self._config.max_jobs:
             raise Conflict(
-                f"{self._config.max_jobs} jobs are attached already (engine.max_jobs); detach some"
+                f"{self._config.max_jobs} jobs are attached already ([jobs] max_jobs); detach some"
             )
         start = None
         if pid is not None:

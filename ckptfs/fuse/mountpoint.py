@@ -66,7 +66,9 @@ async def _clear_if_dead(path: str, mounted: Mounted) -> None:
 
 def _answers(path: str) -> bool:
     try:
-        os.stat(path)
+        # Not stat: the kernel answers that from its cache for as long as it keeps attributes, which is
+        # very long here, whether anybody lives at the other end or not.
+        os.statvfs(path)
     except OSError as error:
         # Of a mount whose daemon is gone: "Transport endpoint is not connected"; of an aborted one
         # ECONNABORTED. EACCES comes from a live mount of another user.
