@@ -42,7 +42,7 @@ class StoreSection(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fie
     map_size_bytes: Annotated[int, msgspec.Meta(ge=64 * MIB, le=16 << 40)] = 32 * GIB
     open_blobs: Count = 256  # idle descriptors of blobs that are kept open
     max_checkpoint_bytes: Annotated[int, msgspec.Meta(ge=1, le=1 << 62)] = 500 * 10**9
-    # Of the store's disk; never filled by a creation.
+    # Of the store's disk; never filled by a creation. On a small disk a twentieth of it, if that is less.
     reserve_free_bytes: Bytes = 1 * 10**9
 
 

@@ -150,6 +150,7 @@ def free_space(path: str, reserve_bytes: int) -> DoctorCheck:
     found = os.statvfs(nearest_directory(path))
     free, total = found.f_bavail * found.f_frsize, found.f_blocks * found.f_frsize
     detail = f"{format_bytes(free)} free of {format_bytes(total)}"
+    reserve_bytes = min(reserve_bytes, total // 20)  # as the engine does
     if free <= reserve_bytes:
         return _answer(
             False,
