@@ -109,8 +109,8 @@ class DraftFile:
             with core.state:
                 if claimed:
                     core.claims.pop(digest, None)
-                if blob:
-                    self._give_up(blob, place, length)
+                if blob:  # not given up at once: the same chunk may be put there again
+                    draft.dirty.add(blob)
             raise
         with core.state:
             # Only where two puts wrote the same bytes can the other one have recorded them meanwhile.
@@ -131,7 +131,8 @@ class DraftFile:
         """Where content lands whose cuts are not known before it is there: the file's own blob."""
         self._draft.check()
         self._landing = True
-        return LandingBlob(self._draft, self._own_blob())
+        fresh = not self.known
+        return LandingBlob(self._draft, self._own_blob(), fresh=fresh)
 
     def digests(self) -> bytes:
         """All digests in chunk order; every chunk must be known."""

@@ -6,7 +6,7 @@ from bisect import bisect_right
 from typing import TYPE_CHECKING
 
 from ckptfs.errors import SourceChanged, StoreError
-from ckptfs.store import rows
+from ckptfs.store import commit, rows
 from ckptfs.store.index import Table
 
 if TYPE_CHECKING:
@@ -20,17 +20,20 @@ class LandingBlob:
     be in use elsewhere by now, so their bytes are compared, never written again.
     """
 
-    def __init__(self, draft: Draft, blob: int) -> None:
+    def __init__(self, draft: Draft, blob: int, *, fresh: bool) -> None:
         self._draft = draft
         self._blob = blob
         self.size = 0
         draft.dirty.add(blob)
-        with draft.core.index.read() as reader:
-            #: (start, end) of what is recorded, in order.
-            self._recorded = [
-                (rows.place_offset(key), rows.place_offset(key) + rows.place(body)[1])
-                for key, body in reader.scan(Table.BLOB_CHUNKS, rows.blob_key(blob))
-            ]
+        #: (start, end) of what is recorded, in order.
+        self._recorded: list[tuple[int, int]] = []
+        if not fresh:
+            commit.commit(draft.core)
+            with draft.core.index.read() as reader:
+                self._recorded = [
+                    (rows.place_offset(key), rows.place_offset(key) + rows.place(body)[1])
+                    for key, body in reader.scan(Table.BLOB_CHUNKS, rows.blob_key(blob))
+                ]
 
     def write_at(self, offset: int, data: memoryview) -> None:
         """Write, from one thread. Raises :class:`SourceChanged` where recorded bytes differ."""

@@ -1,6 +1,6 @@
 """One change to a store, to be killed in the middle.
 
-``python store_child.py STORE create|remove|rename|fail``
+``python store_child.py STORE create|create_and_fail|remove|rename|fail|reopen``
 Prints "begun" when the store is open and "done" at the end, so that the test knows how far it came.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 import sys
 
+from ckptfs.errors import StoreError
 from ckptfs.store import Checkpoint, Store
 from ckptfs.testing.writing import Writing, write
 
@@ -66,6 +67,20 @@ def main() -> None:
         store.remove(ordinal(store, "base"))
     elif what == "rename":
         store.rename(ordinal(store, "base"), "renamed")
+    elif what == "create_and_fail":
+        # the disk fails somewhere: say how, ask once more, and give up in an orderly way
+        writing = Writing(store, "new", NEW, chunk_bytes=CHUNK_BYTES)
+        for _ in range(2):
+            try:
+                while writing.put_some(6):
+                    writing.draft.commit()
+                writing.publish()
+                print("published", flush=True)
+                break
+            except StoreError as error:
+                print(type(error).__name__, flush=True)
+        else:
+            writing.draft.fail("the disk failed", "store", keep=False)
     elif what == "fail":
         writing = Writing(store, "new", NEW, chunk_bytes=CHUNK_BYTES)
         writing.put_some(12)
