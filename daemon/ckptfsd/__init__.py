@@ -7,7 +7,8 @@
 - ``control/``: HTTP and JSON on a Unix socket: routes, errors, permissions, OpenAPI
 - ``listener``: the Unix socket itself: stale, busy, mode and group
 - ``server``: Hypercorn under trio on that socket, with peer credentials in the ASGI scope
-- ``doctor``: is everything here that the daemon needs, and what to do if not
+- ``doctor/``: is everything here that the daemon needs, and what to do if not
+- ``rebuild``: the command that makes a store's index anew
 - ``logging``: structlog, as text or JSON, for our own records and those of the libraries
 - ``notify``: systemd's readiness protocol and watchdog
 """

@@ -123,6 +123,7 @@ def rebuild_command(config: str | None, **values: Any) -> None:
 
 def main() -> None:
     """The console script. Whatever goes wrong is one line on standard error and an exit status."""
+    _open_standard_streams()
     try:
         cli.main(prog_name="ckptfsd", standalone_mode=False)
     except click.ClickException as error:
@@ -136,6 +137,19 @@ def main() -> None:
 
         logging.getLogger("ckptfsd").critical("the daemon failed", exc_info=error)
         _fail(f"internal error: {type(error).__name__}: {error}", 1)
+
+
+def _open_standard_streams() -> None:
+    """Give 0, 1 and 2 to /dev/null where they are closed: else the next file that is opened gets such a
+    number, and what is meant for the log is written into it."""
+    for number in (0, 1, 2):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest number that is free
+            os.set_inheritable(number, True)
+    sys.stdout = sys.stdout or os.fdopen(1, "w", closefd=False)
+    sys.stderr = sys.stderr or os.fdopen(2, "w", closefd=False)
 
 
 def _fail(message: str, status: int) -> None:

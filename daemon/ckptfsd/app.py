@@ -14,7 +14,6 @@ import math
 import os
 import resource
 import signal
-import sys
 import time
 from dataclasses import asdict
 from functools import partial
@@ -147,8 +146,7 @@ class Daemon:
         mount = self._fuse.mountpoint if self._fuse else "none"
         line = ready_line(store=self._config.store.path, mount=mount, socket=control.socket)
         _log.info(line)
-        if not _same_file(sys.stdout.fileno(), sys.stderr.fileno()):
-            print(line, flush=True)
+        _tell(line)
         self._notifier.send(READY=1, STATUS=line)
 
     def status(self) -> StatusInfo:
@@ -218,11 +216,13 @@ def raise_open_files_limit() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
-def _same_file(first: int, second: int) -> bool:
+def _tell(line: str) -> None:
+    """One line on standard output, unless that is where the log goes too, or nobody is there."""
     try:
-        return os.path.samestat(os.fstat(first), os.fstat(second))
+        if not os.path.samestat(os.fstat(1), os.fstat(2)):
+            print(line, flush=True)
     except OSError:
-        return False
+        _log.debug("standard output takes nothing")
 
 
 def _first_cause(group: BaseExceptionGroup[BaseException]) -> BaseException:

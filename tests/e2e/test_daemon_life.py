@@ -8,6 +8,7 @@ import os
 import pwd
 import random
 import re
+import shlex
 import signal
 import socket
 import subprocess
@@ -19,7 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from bare_daemon import BareDaemon, mounted_at, run_ckptfsd
+from bare_daemon import BareDaemon, environment, mounted_at, run_ckptfsd
 
 from ckptfs.errors import CkptfsError, ConnectionError
 
@@ -111,6 +112,21 @@ def test_standard_output_has_the_ready_line_alone(daemon: BareDaemon) -> None:
     assert (process.returncode, out) == (0, "")
     assert err
     assert all(line.startswith("{") and line.endswith("}") for line in err.splitlines())
+
+
+@pytest.mark.parametrize("redirection", [">&- 2>&-", "<&- >&-", "| true", ">/dev/full 2>/dev/full"])
+def test_it_serves_whoever_listens_to_it_or_not(daemon: BareDaemon, redirection: str) -> None:
+    daemon.directory.mkdir()
+    command = shlex.join([sys.executable, "-m", "ckptfsd", *daemon.flags()])
+    shell = subprocess.Popen(["sh", "-c", f"{command} {redirection}"], env=environment())
+    deadline = time.monotonic() + 30
+    while not (daemon.socket.exists() and daemon.mounted):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    pid = daemon.client().status().pid
+    os.kill(pid, signal.SIGTERM)
+    assert shell.wait(30) == 0
+    assert not daemon.mounted
 
 
 def test_the_service_manager_is_told(daemon: BareDaemon, tmp_path: Path) -> None:
