@@ -164,9 +164,10 @@ class Creation:
                     await _in_thread(limiter, draft.release)
             raise
         except BaseException as raised:
-            self.error = _first_of(raised, self.request)
+            error = _first_of(raised, self.request)
             if draft is not None:
-                await self._give_up(draft, self.error, limiter)
+                await self._give_up(draft, error, limiter)
+            self.error = error  # not before: who sees that it failed may remove it at once
         finally:
             # Secrets live as long as the work that needs them.
             self.request.credentials.clear()
