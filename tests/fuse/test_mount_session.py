@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import os
 import select
 import signal
@@ -258,8 +259,9 @@ def test_a_stop_under_readers_gives_bytes_or_an_error(mounted: Starter) -> None:
                 if error.errno not in (errno.ENOTCONN, errno.ECONNABORTED):
                     wrong.append(error)
                 return
-            if got != content[3 * MIB : 4 * MIB]:
-                wrong.append(got)
+            # The kernel answers what it had by then, and the error to the next call.
+            if not got or not content[3 * MIB : 4 * MIB].startswith(got):
+                wrong.append((len(got), content[3 * MIB : 4 * MIB].find(got)))
 
     threads = [threading.Thread(target=read_until_it_ends) for _ in range(8)]
     for thread in threads:
@@ -310,6 +312,8 @@ def test_somebody_elses_mount_on_top_is_left_alone(mounted: Starter) -> None:
 @pytest.fixture
 def open_tmp_path(tmp_path: Path) -> Iterator[Path]:
     """pytest's folders are for root only, and so is /dev/fuse on a machine without udev."""
+    devices = os.open("/dev", os.O_RDONLY)
+    fcntl.flock(devices, fcntl.LOCK_EX)  # another run of these tests changes the same device's mode
     for folder in (tmp_path, *list(tmp_path.parents)[:2]):
         folder.chmod(0o755)
     device = Path("/dev/fuse")
@@ -317,6 +321,7 @@ def open_tmp_path(tmp_path: Path) -> Iterator[Path]:
     device.chmod(0o666)
     yield tmp_path
     device.chmod(mode)
+    os.close(devices)
 
 
 def test_an_unprivileged_mount_without_the_device(open_tmp_path: Path, mounted: Starter) -> None:
