@@ -61,6 +61,9 @@ async def verify(
         async with send:
             for batch in _batches(present):
                 await send.send(batch)
+    if problems:
+        # Creating the checkpoint again then writes these chunks again, for everybody who shares them.
+        await trio.to_thread.run_sync(store.quarantine, list(problems))
     damaged = [
         Damage(
             checkpoint=checkpoint.name,

@@ -7,6 +7,7 @@ begin, commit, publish, ending
            the life of a draft, one module per step
 references, release, settle
            how chunks are given up and bytes given back
+quarantine chunks that were found damaged, until their bytes are brought in again
 recover    what opening a store puts right after a crash
 rebuild, salvage
            a new index from manifests, records, placements and blobs

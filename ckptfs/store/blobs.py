@@ -76,6 +76,12 @@ class BlobFiles:
         with self.writable(blob) as handle, failure.mapped("sizing a blob"):
             os.ftruncate(handle.fd, size_bytes)
 
+    def extend(self, blob: int, size_bytes: int) -> None:
+        """Give a blob that was cut short its size back."""
+        with self.writable(blob) as handle, failure.mapped("sizing a blob"):
+            if os.fstat(handle.fd).st_size < size_bytes:
+                os.ftruncate(handle.fd, size_bytes)
+
     def open(self, blob: int) -> BlobHandle:
         """Open for reading; close the handle when done (or use it as a context manager)."""
         return self._take((blob, False))

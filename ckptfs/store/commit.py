@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from ckptfs.errors import CkptfsError, StoreDamaged, StoreError
 from ckptfs.store import rows
-from ckptfs.store.core import PUNCH
+from ckptfs.store.core import DAMAGED, PUNCH
 from ckptfs.store.index import REMEDY, Table, Writer
 
 if TYPE_CHECKING:
@@ -51,6 +51,7 @@ def commit(core: Core) -> None:
             raise
         with core.state:
             core.flushing = None
+            core.quarantined -= batch.repaired.keys()
             for blob in created:
                 core.born.pop(blob, None)
 
@@ -88,6 +89,9 @@ def record(core: Core, writer: Writer, batch: Batch, physical: dict[int, int]) -
     writer.add(chunks=len(new_chunks), stored_bytes=stored)
     for blob, (count, size) in sorted(live.items()):
         _grow_blob(core, writer, blob, count, size, physical[blob])
+    for digest, blob in batch.repaired.items():
+        writer.delete(Table.PENDING, DAMAGED + digest)
+        _grow_blob(core, writer, blob, 0, 0, physical[blob])
     for key in batch.recut:
         writer.delete_all(Table.DRAFT_CHUNKS, key)
     for key, file in sorted(batch.files.items()):

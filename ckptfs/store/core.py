@@ -39,6 +39,7 @@ RELEASE = b"R"  # ordinal: a removed checkpoint or dropped draft still gives up 
 RECORD = b"F"  # ordinal: the record file may be older than the index
 PUNCH = b"P"  # blob: has dead ranges, or nothing alive at all
 UNUSED = b"C"  # digest: a chunk that lost its last reference while a put was about to use it
+DAMAGED = b"Q"  # digest: found to have other bytes
 BORN = b"V"  # blob: first of a range of numbers given to files that may have no row yet
 
 #: Blob numbers reserved by one transaction. After a crash each is looked for once.
@@ -48,7 +49,7 @@ _ID_RANGE = 1024
 class Batch:
     """Puts that are written but not recorded yet."""
 
-    __slots__ = ("chunks", "dead", "drafts", "files", "recut", "rows", "touched", "uses")
+    __slots__ = ("chunks", "dead", "drafts", "files", "recut", "repaired", "rows", "touched", "uses")
 
     def __init__(self) -> None:
         #: New chunks: digest -> (length, blob, offset, fingerprint).
@@ -63,6 +64,8 @@ class Batch:
         self.touched: set[int] = set()
         #: Files whose cuts have changed: what was recorded of their chunks is void.
         self.recut: set[bytes] = set()
+        #: Damaged chunks whose right bytes were written again: digest -> blob.
+        self.repaired: dict[bytes, int] = {}
         #: (blob, start, end) written and not needed.
         self.dead: list[tuple[int, int, int]] = []
 
@@ -79,6 +82,7 @@ class Batch:
         self.drafts.update(later.drafts)
         self.touched |= later.touched
         self.recut |= later.recut
+        self.repaired.update(later.repaired)
         self.dead += later.dead
 
     def forget(self, ordinal: int, blobs: set[int]) -> set[int]:
@@ -96,6 +100,7 @@ class Batch:
             if chunk is not None:
                 dirty.add(chunk[1])
         self.touched = {chunk[1] for chunk in self.chunks.values() if chunk[1]}
+        self.touched.update(self.repaired.values())
         dirty.update(blob for blob, _, _ in self.dead if blob in blobs)
         self.dead = [gap for gap in self.dead if gap[0] not in blobs]
         return dirty & blobs
@@ -119,6 +124,8 @@ class Core:
         self.pending = Batch()
         self.flushing: Batch | None = None
         self.dying: set[bytes] = set()
+        #: Chunks that were found damaged and not brought in again.
+        self.quarantined: set[bytes] = set()
         #: Chunks whose bytes a put is writing; True when another put writes the same ones.
         self.claims: dict[bytes, bool] = {}
         self.active: dict[int, Draft] = {}

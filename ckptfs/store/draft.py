@@ -65,7 +65,9 @@ class Draft:
                 if row.lengths is not None:
                     file.size_bytes = row.size_bytes
                     for chunk_key, chunk in reader.scan(Table.DRAFT_CHUNKS, full_key):
-                        file.known[rows.draft_chunk_index(chunk_key)] = rows.draft_chunk(chunk)[0]
+                        digest = rows.draft_chunk(chunk)[0]
+                        if digest not in self.core.quarantined:
+                            file.known[rows.draft_chunk_index(chunk_key)] = digest
         return file
 
     def commit(self) -> None:

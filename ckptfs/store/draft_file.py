@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from ckptfs.errors import SourceChanged
 from ckptfs.model.digest import is_zero
-from ckptfs.store import commit, rows
+from ckptfs.store import commit, quarantine, rows
 from ckptfs.store.landing import LandingBlob
 from ckptfs.store.packing import SMALL_FILE_BYTES
 
@@ -87,7 +87,8 @@ class DraftFile:
         with core.state:
             if self.known.get(index, digest) != digest:
                 raise SourceChanged("the source has other bytes than in an earlier attempt: create it again")
-            if not landed and digest in draft.held:
+            damaged = digest in core.quarantined
+            if not landed and not damaged and digest in draft.held:
                 self._record(index, digest, length)
                 return False
             found = core.resident(digest)
@@ -97,9 +98,14 @@ class DraftFile:
                 if landed and (found is None or (found.blob, found.offset) != (self.blob, offset)):
                     self._give_up(self.blob, offset, length)
                 self._record(index, digest, length)
-                return False
-            claimed = digest not in core.claims
-            core.claims[digest] = not claimed
+                if found is None or not damaged:
+                    return False
+            else:
+                claimed = digest not in core.claims
+                core.claims[digest] = not claimed
+        if found is not None:
+            quarantine.repair(core, found, data)
+            return True
         blob, place = (self.blob, offset) if landed else (0, 0)
         try:
             if not landed:

@@ -55,6 +55,10 @@ def forget(store: Core, writer: Writer, chunks: Sequence[Chunk]) -> RemoveReport
             writer.put(Table.PENDING, core.UNUSED + chunk.digest, b"")
             continue
         writer.delete(Table.CHUNKS, chunk.digest)
+        if chunk.digest in store.quarantined:
+            writer.delete(Table.PENDING, core.DAMAGED + chunk.digest)
+            with store.state:
+                store.quarantined.discard(chunk.digest)
         if chunk.blob:
             writer.delete(Table.BLOB_CHUNKS, rows.place_key(chunk.blob, chunk.offset))
             count, size = freed.get(chunk.blob, (0, 0))

@@ -17,6 +17,7 @@ from ckptfs.store import (
     manifests,
     placement,
     probe,
+    quarantine,
     recover,
     release,
     rows,
@@ -101,6 +102,7 @@ class Store:
         blobs = BlobFiles(place, open_blobs)
         try:
             store = Core(place, index, blobs)
+            quarantine.load(store)
             recovery = recover.recover(store)
         except BaseException:
             blobs.close()
@@ -195,6 +197,16 @@ class Store:
             raise StoreDamaged(
                 f"blob {chunk.blob:016x} ends before its chunk at {chunk.offset} does: {REMEDY}"
             )
+
+    def quarantine(self, digests: Iterable[bytes]) -> int:
+        """Note chunks whose bytes were found to be wrong; how many were not noted yet. The next creation
+        that puts one writes its bytes again, in place, for every checkpoint that uses it."""
+        return quarantine.add(self._core, digests)
+
+    def quarantined(self) -> frozenset[bytes]:
+        """The digests of the chunks that are known to be damaged."""
+        with self._core.state:
+            return frozenset(self._core.quarantined)
 
     def chunk_count(self) -> int:
         with self._core.index.read() as reader:

@@ -1,0 +1,51 @@
+"""Chunks that were found damaged: remembered until somebody brings the right bytes.
+
+A put of such a chunk writes its bytes where the damaged ones lie, so every checkpoint that uses it is
+whole again, whoever brought it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from ckptfs.errors import StoreDamaged
+from ckptfs.store import core, references
+from ckptfs.store.core import Core
+from ckptfs.store.index import Table
+from ckptfs.store.records import Chunk
+
+
+def load(store: Core) -> None:
+    with store.index.read() as reader:
+        found = {key[1:] for key, _ in reader.scan(Table.PENDING, core.DAMAGED)}
+    with store.state:
+        store.quarantined = found
+
+
+def add(store: Core, digests: Iterable[bytes]) -> int:
+    """Note chunks as damaged; how many are in the store and were not noted yet."""
+    with store.transaction() as writer:
+        noted = set()
+        for digest in digests:
+            chunk = core.chunk(writer, digest)
+            if chunk is not None and chunk.blob and digest not in store.quarantined:
+                writer.put(Table.PENDING, core.DAMAGED + digest, b"")
+                noted.add(digest)
+    with store.state:
+        store.quarantined |= noted
+    return len(noted)
+
+
+def repair(store: Core, chunk: Chunk, data: memoryview) -> None:
+    """Write a damaged chunk's right bytes in their place; the caller's draft refers to the chunk. What is
+    said of it changes when the batch is committed."""
+    try:
+        store.blobs.write(chunk.blob, chunk.offset, data)
+    except StoreDamaged:  # the file is gone
+        store.blobs.create(chunk.blob, 0)
+        store.blobs.write(chunk.blob, chunk.offset, data)
+    with store.index.read() as reader:
+        store.blobs.extend(chunk.blob, references.blob_row(reader, chunk.blob).size)
+    with store.state:
+        store.pending.repaired[chunk.digest] = chunk.blob
+        store.pending.touched.add(chunk.blob)

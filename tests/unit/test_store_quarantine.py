@@ -1,0 +1,110 @@
+"""A chunk that was found damaged is written again by whoever brings it, for all who use it."""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from ckptfs.model.digest import digest
+from ckptfs.store import Store
+from ckptfs.testing.audit import audit
+from ckptfs.testing.writing import Writing, read_back, write
+
+CHUNK = 50_000
+CONTENT = random.Random(1).randbytes(5 * CHUNK)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    store = Store.open(str(tmp_path / "store"))
+    write(store, "a", {b"f": CONTENT}, chunk_bytes=CHUNK)
+    write(store, "b", {b"g": CONTENT[: 3 * CHUNK]}, chunk_bytes=CHUNK)
+    yield store
+    assert audit(store) == []
+    store.close()
+
+
+def chunk(number: int) -> bytes:
+    return digest(CONTENT[number * CHUNK : (number + 1) * CHUNK])
+
+
+def hurt(store: Store, how: str) -> list[bytes]:
+    """Damage the blob; the digests of the chunks that are damaged by it."""
+    found = store.chunk(chunk(1))
+    assert found is not None
+    path = store._core.layout.blob(found.blob)
+    if how == "flipped":
+        with open(path, "r+b") as file:
+            file.seek(CHUNK + 7)
+            file.write(b"rot")
+        return [chunk(1)]
+    store._core.blobs.forget(found.blob)
+    if how == "truncated":
+        os.truncate(path, CHUNK + 10)
+        return [chunk(n) for n in range(1, 5)]
+    os.unlink(path)
+    return [chunk(n) for n in range(5)]
+
+
+@pytest.mark.parametrize("how", ["flipped", "truncated", "missing"])
+def test_creating_again_repairs_everybody(store: Store, how: str) -> None:
+    damaged = hurt(store, how)
+    assert store.quarantine([*damaged, digest(b"unknown")]) == len(damaged)
+    assert store.quarantine(damaged) == 0
+    assert store.quarantined() == set(damaged)
+    before = (store.chunk_count(), store.stored_bytes())
+    again = Writing(store, "again", {b"h": CONTENT}, chunk_bytes=CHUNK)
+    made = again.finish()
+    assert again.written == len(damaged)
+    assert store.quarantined() == set()
+    assert (store.chunk_count(), store.stored_bytes()) == before
+    for checkpoint in store.checkpoints():
+        content = next(iter(read_back(store, checkpoint).values()))
+        assert content == CONTENT[: len(content)]
+    assert audit(store) == []
+    assert store.own_blobs(made.ordinal) != {}
+
+
+def test_a_quarantine_is_remembered_and_ends_with_its_chunk(tmp_path: Path) -> None:
+    path = str(tmp_path / "s")
+    store = Store.open(path)
+    a = write(store, "a", {b"f": CONTENT}, chunk_bytes=CHUNK)
+    damaged = hurt(store, "flipped")
+    store.quarantine(damaged)
+    store.close()
+    store = Store.open(path)
+    assert store.quarantined() == set(damaged)
+    store.remove(a.ordinal)
+    store.close()
+    store = Store.open(path)
+    assert store.quarantined() == set()
+    assert audit(store) == []
+    store.close()
+
+
+def test_a_resume_brings_damaged_chunks_again(store: Store) -> None:
+    more = CONTENT + random.Random(2).randbytes(3 * CHUNK)
+    first = Writing(store, "c", {b"f": more}, chunk_bytes=CHUNK)
+    first.put_some(7)
+    first.draft.release()
+    store.quarantine(hurt(store, "flipped"))
+    second = Writing(store, "c", {b"f": more}, chunk_bytes=CHUNK)
+    made = second.finish()
+    assert second.written == 2
+    assert read_back(store, made) == {b"f": more}
+    assert store.quarantined() == set()
+
+
+def test_a_creation_that_fails_after_a_repair_leaves_it_done_or_noted(store: Store) -> None:
+    store.quarantine(hurt(store, "flipped"))
+    writing = Writing(store, "c", {b"f": CONTENT}, chunk_bytes=CHUNK)
+    writing.put_some(3)
+    writing.draft.fail("no more", "interrupted", keep=False)
+    assert audit(store) == []
+    writing = Writing(store, "c", {b"f": CONTENT}, chunk_bytes=CHUNK)
+    writing.finish()
+    assert store.quarantined() == set()
