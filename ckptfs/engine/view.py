@@ -78,6 +78,11 @@ class Attributes(NamedTuple):
     time_ns: int
 
 
+#: One entry of a listing: name, offset of the next, and the six fields of :class:`Attributes`. A plain
+#: tuple, because a directory has many: naming the fields of each would take longer than all the rest.
+Listed = tuple[bytes, int, int, int, int, int, int, int]
+
+
 class Totals(NamedTuple):
     """What statfs shows."""
 
@@ -213,17 +218,24 @@ class View:
         _check_node(loaded, node)
         return loaded.attributes(node)
 
-    async def children(self, inode: int, start: int) -> Iterator[tuple[bytes, Attributes, int]]:
-        """The entries of a directory after offset ``start``: name, attributes, offset of the next."""
+    async def children(self, inode: int, start: int) -> Iterator[Listed]:
+        """The entries of a directory after offset ``start``."""
         if inode == ROOT_INODE:
             return iter(await self._root_children(start))
         loaded, node = await self._directory(inode)
         dots = [
-            (name, attributes, at)
+            (name, at, *attributes)
             for at, name in ((1, b"."), (2, b".."))
             if at > start and (attributes := await self._dot(inode, name)) is not None
         ]
         return _tree_children(loaded, node, dots, start)
+
+    async def child_count(self, inode: int) -> int:
+        """How many entries a directory has. Raises as :meth:`children`."""
+        if inode == ROOT_INODE:
+            return len(self._names)
+        loaded, node = await self._directory(inode)
+        return len(loaded.tree.children(node))
 
     async def readlink(self, inode: int) -> bytes:
         ordinal, node = _split(inode)
@@ -270,7 +282,10 @@ class View:
         """
         opened = self._open.get(inode)
         reader = opened.reader if opened else await self._reader(_split(inode)[0], inode)
-        return await self.reads.read(reader, offset, length)
+        try:
+            return await self.reads.read(reader, offset, length)
+        except StoreDamaged as error:
+            raise await self._damage_of(_split(inode)[0], error) from error
 
     def totals(self) -> Totals:
         """Of everything that is attached: logical bytes, and files and directories with the root."""
@@ -353,7 +368,11 @@ class View:
                 FileReader, self._store, file, own_blob, limiter=self._load_limiter
             )
         except StoreDamaged as error:
-            raise StoreDamaged(f"checkpoint {loaded.checkpoint.name!r}: {error}") from error
+            raise await self._damage_of(ordinal, error) from error
+
+    async def _damage_of(self, ordinal: int, error: StoreDamaged) -> StoreDamaged:
+        """The error of a reader, which knows path and offset, with the checkpoint in it."""
+        return StoreDamaged(f"checkpoint {(await self._load(ordinal)).checkpoint.name!r}: {error}")
 
     async def _checkpoint_root(self, ordinal: int) -> Attributes:
         """The directory of a checkpoint. It is shown even when its manifest cannot be read: damage to
@@ -374,33 +393,30 @@ class View:
             return await self.attributes(ROOT_INODE)
         return loaded.attributes(loaded.tree.parent(node))
 
-    async def _root_children(self, start: int) -> list[tuple[bytes, Attributes, int]]:
+    async def _root_children(self, start: int) -> list[Listed]:
         root = await self.attributes(ROOT_INODE)
-        found = [(name, root, at) for at, name in ((1, b"."), (2, b"..")) if at > start]
+        found: list[Listed] = [(name, at, *root) for at, name in ((1, b"."), (2, b"..")) if at > start]
         for ordinal, name in list(self._names.items()):
             if ordinal + _DOTS > start and ordinal in self._names:
-                found.append((name, await self._checkpoint_root(ordinal), ordinal + _DOTS))
+                found.append((name, ordinal + _DOTS, *await self._checkpoint_root(ordinal)))
         return found
 
 
-def _tree_children(
-    loaded: _Loaded, node: int, dots: list[tuple[bytes, Attributes, int]], start: int
-) -> Iterator[tuple[bytes, Attributes, int]]:
-    # Written out: a listing of 100,000 files spends most of its time here.
+def _tree_children(loaded: _Loaded, node: int, dots: list[Listed], start: int) -> Iterator[Listed]:
     yield from dots
-    tree, base, time_ns = loaded.tree, loaded.base, loaded.time_ns
+    # Written out: a listing of 100,000 files spends most of its time here.
+    tree, base, time_ns, entries = loaded.tree, loaded.base, loaded.time_ns, loaded.tree.entries
     parent = tree.entry(node)
     cut = len(parent.path) + 1 if parent else 0
     first = max(0, start - _DOTS)
     for following, child in enumerate(tree.child_nodes(node, first), first + _DOTS + 1):
-        entry = tree.entries[child - 1]
-        if type(entry) is File and entry.size_bytes < TARGET_CHUNK_BYTES:  # no hole in it
+        entry = entries[child - 1]
+        if type(entry) is File and (size := entry.size_bytes) < TARGET_CHUNK_BYTES:  # no hole in it
             mode = _EXECUTABLE_MODE if entry.executable else _FILE_MODE
-            size = entry.size_bytes
-            attributes = Attributes(base + child, mode, 1, size, -(-size // BLOCK_BYTES), time_ns)
+            blocks = (size + BLOCK_BYTES - 1) // BLOCK_BYTES
+            yield entry.path[cut:], following, base + child, mode, 1, size, blocks, time_ns
         else:
-            attributes = loaded.attributes(child)
-        yield entry.path[cut:], attributes, following
+            yield entry.path[cut:], following, *loaded.attributes(child)
 
 
 def _split(inode: int) -> tuple[int, int]:

@@ -14,19 +14,25 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 from collections import Counter
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from typing import Any, NoReturn
 
 import pyfuse3
 import trio
 from pyfuse3 import EntryAttributes, FileInfo, FUSEError, RequestContext, StatvfsData
 
-from ckptfs.engine.view import NAME_MAX_BYTES, ROOT_INODE, Attributes, View
+from ckptfs.engine.view import NAME_MAX_BYTES, ROOT_INODE, Attributes, Listed, View
 from ckptfs.fuse.boundary import Faults, boundary
+from ckptfs.fuse.listing import LARGE_DIRECTORY, BareEntry, Listers, bare_entry
 
 FOREVER_SECONDS = 365 * 24 * 3600.0
 ROOT_SECONDS = 1.0
+
+# A directory's handle is its inode number, with this bit when it is listed bare. Inode numbers have no
+# such bit: ordinals are below 2**31 for as long as anybody can make checkpoints.
+_BARE = 1 << 63
 
 # statfs counts in these. Not the readahead size: tools take it for the unit of allocation.
 _STATFS_BLOCK_BYTES = 4096
@@ -52,6 +58,8 @@ class CheckpointOperations(pyfuse3.Operations):
         self._view = view
         self.started = trio.Event()
         self.faults = Faults()
+        self._listers = Listers()
+        self._bare = bare_entry()
         self.counters: Counter[str] = Counter(lookups=0, opens=0)
 
     def init(self) -> None:
@@ -66,6 +74,8 @@ class CheckpointOperations(pyfuse3.Operations):
         self.counters["lookups"] += 1
         found = await self._view.lookup(parent_inode, name)
         if found is not None:
+            if not stat.S_ISDIR(found.mode):
+                self._listers.looked_up(ctx.pid, parent_inode)
             return _entry(found, ROOT_SECONDS if parent_inode == ROOT_INODE else FOREVER_SECONDS)
         if parent_inode == ROOT_INODE:
             raise FUSEError(errno.ENOENT)  # not remembered: it may be attached the next moment
@@ -112,25 +122,22 @@ class CheckpointOperations(pyfuse3.Operations):
 
     @boundary
     async def opendir(self, inode: int, ctx: RequestContext) -> int:
-        await self._view.attributes(inode)  # ESTALE when it is gone
-        return inode
+        entries = await self._view.child_count(inode)  # ESTALE when it is gone
+        bare = (
+            inode != ROOT_INODE and entries <= LARGE_DIRECTORY and not self._listers.wants_attributes(ctx.pid)
+        )
+        if not bare or self._bare is None:
+            return inode
+        self._listers.listed_bare(ctx.pid, inode)
+        return inode | _BARE
 
     @boundary
     async def readdir(self, fh: int, start_id: int, token: pyfuse3.ReaddirToken) -> None:
-        # One object for all entries: readdir_reply copies it, and making one costs more than all else.
-        entry = EntryAttributes()
-        entry.st_blksize = _STATFS_BLOCK_BYTES
-        entry.entry_timeout = ROOT_SECONDS if fh == ROOT_INODE else FOREVER_SECONDS
-        previous: Attributes | None = None
-        reply = pyfuse3.readdir_reply
-        for name, attributes, following in await self._view.children(fh, start_id):
-            if previous is None or attributes[1:] != previous[1:]:
-                _fill(entry, attributes)
-            else:
-                entry.st_ino = attributes.inode
-            previous = attributes
-            if not reply(token, name, entry, following):
-                break
+        children = await self._view.children(fh & ~_BARE, start_id)
+        if fh & _BARE and self._bare is not None:
+            _reply_bare(token, children, self._bare)
+        else:
+            _reply_full(token, children, ROOT_SECONDS if fh == ROOT_INODE else FOREVER_SECONDS)
 
     @boundary
     async def releasedir(self, fh: int) -> None:
@@ -175,6 +182,52 @@ class CheckpointOperations(pyfuse3.Operations):
 
     def stacktrace(self) -> None:
         """pyfuse3 would print all stacks when root sets the attribute fuse_stacktrace; nobody asked."""
+
+
+def _reply_full(token: pyfuse3.ReaddirToken, children: Iterator[Listed], entry_seconds: float) -> None:
+    """Names with attributes, until the reply is full."""
+    # One object for all entries, and only what changed is set: readdir_reply copies it, and setting
+    # fields is most of the work.
+    entry = EntryAttributes()
+    entry.st_blksize = _STATFS_BLOCK_BYTES
+    entry.entry_timeout = entry_seconds
+    reply = pyfuse3.readdir_reply
+    mode_now = nlink_now = size_now = blocks_now = time_now = -1
+    for name, following, inode, mode, nlink, size, blocks, time_ns in children:
+        entry.st_ino = inode
+        if mode != mode_now:
+            entry.st_mode = mode_now = mode
+        if nlink != nlink_now:
+            entry.st_nlink = nlink_now = nlink
+        if size != size_now:
+            entry.st_size = size_now = size
+        if blocks != blocks_now:
+            entry.st_blocks = blocks_now = blocks
+        if time_ns != time_now:
+            time_now = time_ns
+            entry.st_atime_ns = entry.st_mtime_ns = entry.st_ctime_ns = time_ns
+        entry.attr_timeout = ROOT_SECONDS if inode == ROOT_INODE else FOREVER_SECONDS
+        if not reply(token, name, entry, following):
+            break
+
+
+def _reply_bare(token: pyfuse3.ReaddirToken, children: Iterator[Listed], bare: BareEntry) -> None:
+    """Names; attributes only of directories."""
+    reply = pyfuse3.readdir_reply
+    entry, number, mode_now = bare.entry, bare.inode, -1
+    for name, following, inode, mode, nlink, size, blocks, time_ns in children:
+        if mode == mode_now:
+            number.value = inode
+        elif stat.S_ISDIR(mode):
+            full = _entry(Attributes(inode, mode, nlink, size, blocks, time_ns), FOREVER_SECONDS)
+            if not reply(token, name, full, following):
+                break
+            continue
+        else:
+            entry.st_mode = mode_now = mode
+            number.value = inode
+        if not reply(token, name, entry, following):
+            break
 
 
 def _entry(attributes: Attributes, entry_seconds: float) -> EntryAttributes:

@@ -38,7 +38,7 @@ def attached(store: Store) -> Attached:
 
 
 async def names(view: View, inode: int, start: int = 0) -> list[tuple[bytes, int]]:
-    return [(name, following) for name, _, following in await view.children(inode, start)]
+    return [(name, following) for name, following, *_ in await view.children(inode, start)]
 
 
 async def found(view: View, *path: bytes) -> Attributes:
