@@ -266,12 +266,16 @@ class Engine:
                 "the lease cannot be bound to the calling process: the daemon does not see it "
                 "(another pid namespace); attach with a job name and detach it when the job ends"
             )
-        return self._leases.attach(
+        info = self._leases.attach(
             request.job,
             checkpoints,
             pid=peer_pid if request.bind_to_caller else None,
             ttl_seconds=request.ttl_seconds,
         )
+        # 0.25 s for 100,000 files; otherwise the first `find` pays it.
+        for checkpoint in checkpoints:
+            await self.view.load(checkpoint.ordinal)
+        return info
 
     async def detach(self, job: str, refs: builtins.list[str] | None = None) -> JobInfo:
         if not refs:

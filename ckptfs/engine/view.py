@@ -17,6 +17,7 @@ Numbers are derived from persistent facts alone, so that another process underst
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import stat
@@ -176,8 +177,12 @@ class View:
         return self._open_files[ordinal]
 
     async def load(self, ordinal: int) -> None:
-        """Have the checkpoint's tree in memory. Attaching does this ahead of the first reader."""
-        await self._load(ordinal)
+        """Have the checkpoint's tree in memory: attaching does this, so that the first reader need not wait.
+
+        What is wrong with it is not told here but to who reads it.
+        """
+        with contextlib.suppress(CkptfsError, Answer):
+            await self._load(ordinal)
 
     def counters(self) -> dict[str, int]:
         return {
