@@ -10,7 +10,7 @@ import random
 import sys
 
 from ckptfs.errors import StoreError
-from ckptfs.store import Checkpoint, Store
+from ckptfs.store import Checkpoint, Store, release
 from ckptfs.testing.writing import Writing, write
 
 CHUNK_BYTES = 30_000
@@ -59,6 +59,8 @@ def ordinal(store: Store, name: str) -> int:
 
 def main() -> None:
     path, what = sys.argv[1:]
+    # several transactions for one release, as a large checkpoint has them
+    release._CHUNKS_AT_ONCE = 4
     store = Store.open(path)
     print("begun", flush=True)
     if what == "create":

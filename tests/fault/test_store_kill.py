@@ -146,6 +146,47 @@ def test_a_kill_at_a_few_moments(prepared: str, tmp_path: Path, what: str) -> No
     assert killed_at(prepared, what, tmp_path, iter(points)) == len(points) > 0
 
 
+def test_nothing_is_claimed_before_it_is_synced(prepared: str, tmp_path: Path) -> None:
+    """A kill leaves the page cache; a power cut does not. So the order of calls is checked: when the index
+    commits, every blob that was written, every folder that got a file and every renamed file is synced."""
+    log = tmp_path / "calls"
+    store = copy(prepared, tmp_path / "store")
+    traced = "trace=openat,pwrite64,write,fsync,fdatasync,rename"
+    command = ["strace", "-y", "-e", traced, "-o", str(log), sys.executable, CHILD, store, "create"]
+    subprocess.run(command, check=True, capture_output=True)
+    unsynced: set[str] = set()
+    commits = renames = 0
+    for line in log.read_text().splitlines():
+        call = re.match(r"(\w+)\((.*)\) += (.*)", line)
+        if call is None or store not in line:
+            continue
+        name, arguments, result = call.groups()
+        first = re.search(rf"<({re.escape(store)}[^>]*)>", line)
+        path = first.group(1) if first else ""
+        if name == "openat" and "O_CREAT" in arguments:
+            opened = re.search(r"<([^>]*)>$", result)
+            assert opened is not None
+            unsynced.add(str(Path(opened.group(1)).parent))
+        elif name in ("pwrite64", "write") and not path.startswith(f"{store}/index"):
+            unsynced.add(path)
+        elif name == "rename":
+            old, new = re.findall(r'"([^"]*)"', arguments)
+            assert old not in unsynced, line
+            unsynced.add(str(Path(new).parent))
+            renames += 1
+        elif name in ("fsync", "fdatasync"):
+            if path == f"{store}/index/data.mdb":
+                claimed = {
+                    what for what in unsynced if not what.endswith("/index") and what != f"{store}/lock"
+                }
+                claimed -= {store}  # the lock file was opened there
+                assert not claimed, f"{line}\nclaims what is not synced: {claimed}"
+                commits += 1
+            else:
+                unsynced.discard(path)
+    assert commits > 5 and renames == 3
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("what", CHANGES)
