@@ -182,7 +182,7 @@ _SETTINGS = {
 }
 
 TestStoreModel = StoreMachine.TestCase
-TestStoreModel.settings = settings(max_examples=15, stateful_step_count=25, **_SETTINGS)
+TestStoreModel.settings = settings(max_examples=10, stateful_step_count=25, **_SETTINGS)
 
 
 @pytest.mark.slow
