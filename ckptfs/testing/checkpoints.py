@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import random
 import secrets
 from dataclasses import dataclass
+from functools import partial
 
 from ckptfs.model import chunking
 from ckptfs.model import manifest as manifests
@@ -49,7 +51,7 @@ def make_checkpoint(store: Store, name: str, files: Files) -> Checkpoint:
         else:
             content = what.content if isinstance(what, Executable) else what
             file = draft.file(digest(path)[:16], len(content))
-            lengths = chunking.lengths(len(content), lambda at, n, of=content: of[at : at + n])
+            lengths = chunking.lengths(len(content), partial(_part, content))
             file.set_lengths(lengths, len(content))
             view, offset = memoryview(content), 0
             for index, length in enumerate(lengths):
@@ -68,10 +70,12 @@ def make_checkpoint(store: Store, name: str, files: Files) -> Checkpoint:
     )
 
 
+def _part(content: bytes, offset: int, length: int) -> bytes:
+    return content[offset : offset + length]
+
+
 def noise(seed: int, length: int) -> bytes:
     """Bytes that compress and deduplicate like random ones, the same for the same seed."""
-    import random
-
     return random.Random(seed).randbytes(length)
 
 

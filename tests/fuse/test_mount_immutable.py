@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from conftest import Mount, clean_up, start_mount
+from mounts import Mount, clean_up, start_mount
 
 from ckptfs.testing.checkpoints import To, tree_of
 

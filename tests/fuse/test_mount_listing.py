@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import Mount, clean_up, start_mount
+from mounts import Mount, clean_up, start_mount
 
 from ckptfs.testing.checkpoints import Files
 

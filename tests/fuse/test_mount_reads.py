@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 import uring
-from conftest import Mount, clean_up, start_mount
+from mounts import Mount, clean_up, start_mount
 
 from ckptfs.testing.checkpoints import Files, noise
 

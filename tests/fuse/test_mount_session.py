@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import Mount, MountRefused, Starter, clean_up, start_mount
+from mounts import Mount, MountRefused, Starter, clean_up, start_mount
 
 from ckptfs.fuse import mountinfo, tuning
 from ckptfs.testing.checkpoints import noise

@@ -12,11 +12,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import Mount, clean_up, start_mount
+from mounts import Mount, clean_up, start_mount
 
 from ckptfs.testing.checkpoints import Executable, Files, To, noise
 
 MIB = 1 << 20
+_SYS_GETDENTS64 = 61 if os.uname().machine == "aarch64" else 217
 SPARSE = bytes(4 * MIB) + noise(3, 100) + bytes(4 * MIB - 100) + bytes(4 * MIB)
 
 MODEL: Files = {
@@ -217,20 +218,21 @@ def test_file_handles_for_nfs_find_their_file(model: Mount) -> None:
 
 
 def getdents(path: str, buffer_bytes: int = 32768) -> list[tuple[bytes, int, int]]:
+    return list(getdents_one_by_one(path, buffer_bytes))
+
+
+def getdents_one_by_one(path: str, buffer_bytes: int) -> Iterator[tuple[bytes, int, int]]:
     """(name, inode, offset of the next) as getdents64(2) answers them."""
     libc = ctypes.CDLL(None, use_errno=True)
     buffer = ctypes.create_string_buffer(buffer_bytes)
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    entries = []
     try:
-        while got := libc.syscall(217, fd, buffer, buffer_bytes):
+        while got := libc.syscall(_SYS_GETDENTS64, fd, buffer, buffer_bytes):
             assert got > 0, os.strerror(ctypes.get_errno())
             at = 0
             while at < got:
                 inode, following, length = struct.unpack_from("<QqH", buffer, at)
-                name = buffer.raw[at + 19 : at + length].split(b"\0")[0]
-                entries.append((name, inode, following))
+                yield buffer.raw[at + 19 : at + length].split(b"\0")[0], inode, following
                 at += length
     finally:
         os.close(fd)
-    return entries

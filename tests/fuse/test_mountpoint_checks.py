@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import MountRefused, Starter
+from mounts import MountRefused, Starter
 
 from ckptfs.fuse import mountinfo
 
