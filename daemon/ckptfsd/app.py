@@ -10,6 +10,7 @@ cuts the waiting short.
 
 from __future__ import annotations
 
+import gc
 import math
 import os
 import resource
@@ -39,6 +40,10 @@ from ckptfsd.server import ControlServer, ServerLimits
 
 _log = get_logger(__name__)
 
+# Hardly anything here makes cycles, and a checkpoint of 100,000 files is a million objects to walk: at
+# Python's 700 allocations the collector took an eighth of the CPU of such a creation.
+_GC_THRESHOLDS = (50_000, 20, 20)
+
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
@@ -48,6 +53,7 @@ def run(effective: Effective) -> None:
     configure(config.log)
     _log.debug("starting", version=__version__, pid=os.getpid(), config=effective.file or "defaults")
     raise_open_files_limit()
+    gc.set_threshold(*_GC_THRESHOLDS)
     admin_gid = group_id(config.control.admin_group, "admin_group") if config.control.admin_group else None
     permissions = Permissions.of_this_process(admin_gid)
     # Before trio and its threads: the store checks its index in a child process.
