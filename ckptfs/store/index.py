@@ -29,6 +29,11 @@ DEFAULT_MAP_SIZE_BYTES = 32 << 30
 #: Disk space held behind the end of the index, so that a removal can be recorded on a full disk.
 HEADROOM_BYTES = 8 << 20
 
+_FULL = (
+    "the store's disk is full (writing the index): remove checkpoints that nobody needs, "
+    "or give the store a larger disk"
+)
+
 _CHECKSUM_BYTES = 8
 _READERS = 512
 _COUNTERS_KEY = b"counters"
@@ -190,10 +195,19 @@ class Index:
     @contextmanager
     def write(self) -> Iterator[Writer]:
         """The write transaction: committed and on the disk when the block ends, undone if it raises."""
-        with _foreign(), self._env.begin(write=True) as txn:
-            writer = Writer(txn, self._handles)
-            yield writer
-            writer.finish()
+        try:
+            with self._env.begin(write=True) as txn:
+                writer = Writer(txn, self._handles)
+                yield writer
+                writer.finish()
+        except lmdb.Error as error:
+            if getattr(error, "code", 0) == errno.EIO and self._disk_is_full():
+                raise StoreFull(_FULL) from error  # LMDB says EIO when a write was cut short
+            raise _ours(error) from error
+
+    def _disk_is_full(self) -> bool:
+        status = os.fstatvfs(self._data)
+        return status.f_bavail * status.f_frsize < HEADROOM_BYTES
 
     def keep_headroom(self) -> None:
         """Allocate disk blocks behind the end of the index. Best effort: a full disk keeps what it has."""
@@ -218,10 +232,7 @@ def _ours(error: lmdb.Error) -> StoreError:
             "the index has reached its map size: raise store.map_size_bytes in the configuration"
         )
     if isinstance(error, lmdb.DiskError) or code in (errno.ENOSPC, errno.EDQUOT):
-        return StoreFull(
-            "the store's disk is full (writing the index): remove checkpoints that nobody needs, "
-            "or give the store a larger disk"
-        )
+        return StoreFull(_FULL)
     if code in (errno.EIO, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOMEM, errno.EMFILE):
         return StoreError(f"the index cannot be used ({error}): check the disk and the kernel log")
     return StoreDamaged(f"the index is damaged ({error}): {REMEDY}")

@@ -7,7 +7,7 @@ table says how far a release has come, and the next start goes on from there.
 
 from __future__ import annotations
 
-from ckptfs.errors import NotFound
+from ckptfs.errors import NotFound, StoreFull
 from ckptfs.model import manifest as model
 from ckptfs.store import core, layout, manifests, references, rows
 from ckptfs.store.core import Core
@@ -16,6 +16,7 @@ from ckptfs.store.records import RemoveReport
 from ckptfs.store.settle import settle
 
 _CHUNKS_AT_ONCE = 20_000
+_ROWS_AT_ONCE = 20_000
 
 #: A release that has given up every chunk. The manifest is not needed any more, and may be gone.
 _ALL = b"\xff" * 32
@@ -69,22 +70,47 @@ def finish(store: Core, ordinal: int) -> RemoveReport:
         layout.unlink(store.layout.record(ordinal))
         digests = set(manifests.distinct(model.decode(manifests.read(store.layout, state.manifest))))
     left = sorted(digest for digest in digests if digest > state.done)
-    bytes_freed = chunks_freed = 0
-    for start in range(0, max(1, len(left)), _CHUNKS_AT_ONCE):
-        part = left[start : start + _CHUNKS_AT_ONCE]
-        last = start + len(part) == len(left)
-        with references.releasing(store) as writer:
-            report = references.drop(store, writer, part)
-            note(writer, ordinal, manifest=state.manifest, done=_ALL if last else part[-1])
-        bytes_freed += report.bytes_freed
-        chunks_freed += report.chunks_freed
+    freed = _release(store, ordinal, state.manifest, left)
     if state.manifest:
         _forget_files(store, ordinal, state.manifest)
+    else:
+        _forget_draft_in_parts(store, ordinal)
     with store.transaction() as writer:
         writer.delete(Table.PENDING, core.RELEASE + key)
-        if not state.manifest:
-            forget_draft(writer, ordinal)
-    return RemoveReport(bytes_freed, chunks_freed)
+    return freed
+
+
+def _release(store: Core, ordinal: int, manifest: bytes, digests: list[bytes]) -> RemoveReport:
+    """Give up one reference of each chunk, as many in a transaction as the disk has room for: a large
+    index is copied page by page where rows change."""
+    bytes_freed = chunks_freed = done = 0
+    size = _CHUNKS_AT_ONCE
+    while True:
+        part = digests[done : done + size]
+        last = done + len(part) == len(digests)
+        try:
+            with references.releasing(store) as writer:
+                report = references.drop(store, writer, part)
+                note(writer, ordinal, manifest=manifest, done=_ALL if last else part[-1])
+        except StoreFull:
+            if size == 1:
+                raise
+            size = max(1, size // 8)
+            continue
+        bytes_freed += report.bytes_freed
+        chunks_freed += report.chunks_freed
+        done += len(part)
+        if last:
+            return RemoveReport(bytes_freed, chunks_freed)
+
+
+def _forget_draft_in_parts(store: Core, ordinal: int) -> None:
+    key = rows.ordinal_key(ordinal)
+    for table in (Table.DRAFT_FILES, Table.DRAFT_CHUNKS):
+        more = True
+        while more:
+            with store.transaction() as writer:
+                more = writer.delete_all(table, key, _ROWS_AT_ONCE) == _ROWS_AT_ONCE
 
 
 def _forget_files(store: Core, ordinal: int, digest: bytes) -> None:

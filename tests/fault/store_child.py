@@ -60,7 +60,7 @@ def ordinal(store: Store, name: str) -> int:
 def main() -> None:
     path, what = sys.argv[1:]
     # several transactions for one release, as a large checkpoint has them
-    release._CHUNKS_AT_ONCE = 4
+    release._CHUNKS_AT_ONCE = release._ROWS_AT_ONCE = 4
     store = Store.open(path)
     print("begun", flush=True)
     if what == "create":

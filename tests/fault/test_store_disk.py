@@ -23,6 +23,7 @@ from store_child import BASE, CHUNK_BYTES, KEPT, NEW
 from ckptfs.errors import StoreFull
 from ckptfs.store import Store
 from ckptfs.testing.audit import audit
+from ckptfs.testing.bulk import fill as fill_index
 from ckptfs.testing.writing import Writing, read_back, write
 
 MB = 1_000_000
@@ -134,6 +135,23 @@ def test_removal_works_on_a_disk_without_a_free_block(disk: MakeDisk) -> None:
     assert read_back(store, other) == {b"f": noise(1, 5 * MB)}
     store.remove(other.ordinal)
     assert audit(store) == []
+    store.close()
+
+
+@pytest.mark.slow
+def test_a_removal_from_a_large_index_takes_the_room_that_there_is(disk: MakeDisk) -> None:
+    """Rows of one checkpoint lie between those of another: a removal changes nearly every page."""
+    root = disk(200 * MB)
+    keep = fill_index(root, 400_000, "keep")
+    gone = fill_index(root, 50_000, "gone")
+    store = Store.open(root)
+    with open(f"{root}/ballast", "wb", buffering=0) as file, pytest.raises(OSError):
+        while True:
+            file.write(bytes(4096))
+    assert store.disk_free_bytes() < 4096
+    assert store.remove(gone.ordinal).chunks_freed == 50_000
+    assert store.chunk_count() == 400_000
+    assert store.checkpoints() == [keep]
     store.close()
 
 
