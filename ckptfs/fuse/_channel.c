@@ -12,9 +12,10 @@
  * The table has a fixed size and never allocates. All functions run with the GIL held: pyfuse3 calls
  * fuse_reply_open() from its event loop, and never without the GIL.
  *
- * Why FOPEN_NOFLUSH: close() would otherwise send FLUSH and wait for the daemon. Why not FOPEN_KEEP_CACHE:
- * without it the kernel drops the pages that the mount's own cache still holds of the file, so the bytes
- * are in memory once, in the backing file's page cache.
+ * Why FOPEN_NOFLUSH, for all files: close() would otherwise send FLUSH and wait for the daemon, and so
+ * would every fork and exec of a process that has files open here. Why not FOPEN_KEEP_CACHE with
+ * passthrough: without it the kernel drops the pages that the mount's own cache still holds of the file,
+ * so the bytes are in memory once, in the backing file's page cache.
  */
 #define Py_LIMITED_API 0x030b0000
 #define PY_SSIZE_T_CLEAN
@@ -92,6 +93,7 @@ typedef int (*reply_open)(fuse_req_t, const struct fuse_file_info *);
 /* Of those with the name "fuse_reply_open" in the process, this one comes first. */
 __attribute__((visibility("default"))) int fuse_reply_open(fuse_req_t req, const struct fuse_file_info *fi) {
     static reply_open next;
+    struct fuse_file_info plain;
     uint32_t at;
 
     answered++;
@@ -109,7 +111,11 @@ __attribute__((visibility("default"))) int fuse_reply_open(fuse_req_t req, const
         next = (reply_open)dlsym(RTLD_NEXT, "fuse_reply_open");
     if (next == NULL) /* cannot be: this module is linked with libfuse3 */
         return fuse_reply_err(req, ENOSYS);
-    return next(req, fi);
+    plain = *fi;
+#if FUSE_VERSION >= FUSE_MAKE_VERSION(3, 11)
+    plain.noflush = 1; /* pyfuse3 cannot set it */
+#endif
+    return next(req, &plain);
 }
 
 /* --- Python's face --------------------------------------------------------------------------------------- */

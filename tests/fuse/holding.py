@@ -131,7 +131,7 @@ def clean_up(served: Served) -> None:
 
 def _prepare(folder: Path, files: dict[str, bytes]) -> None:
     (folder / "files").mkdir(exist_ok=True)
-    (folder / "mount").mkdir()
+    (folder / "mount").mkdir(exist_ok=True)
     for name, content in files.items():
         (folder / "files" / name).write_bytes(content)
 
@@ -179,6 +179,17 @@ def start_holder(folder: Path, *, environment: dict[str, str] | None = None, **o
             env={**os.environ, **(environment or {})},
         )
     return Served(process, folder)
+
+
+@contextlib.contextmanager
+def started(folder: Path, **options: Any) -> Iterator[Served]:
+    """A holder that may well refuse to serve."""
+    _prepare(folder, {})
+    served = start_holder(folder, **options)
+    try:
+        yield served
+    finally:
+        clean_up(served)
 
 
 @contextlib.contextmanager

@@ -162,6 +162,9 @@ class Mirror(pyfuse3.Operations):
         self._stats.add("granted", granted - self._granted)
         self._granted = granted
 
+    async def statfs(self, ctx: pyfuse3.RequestContext) -> pyfuse3.StatvfsData:
+        return pyfuse3.StatvfsData()
+
     async def opendir(self, inode: pyfuse3.InodeT, ctx: pyfuse3.RequestContext) -> pyfuse3.FileHandleT:
         return pyfuse3.FileHandleT(inode)
 
@@ -216,11 +219,12 @@ class Worker:
             async for order in link.orders:
                 if order.verb == "standby":
                     if os.path.exists(os.path.join(self._directory, ".cannot-start")):
-                        sys.exit(9)
+                        os._exit(9)
                     link.prepared()
                 elif order.verb in ("serve", "resume"):
-                    if os.path.exists(os.path.join(self._directory, ".dies-on-serve")):
-                        sys.exit(8)
+                    dies = os.path.exists(os.path.join(self._directory, ".dies-on-serve"))
+                    if dies and order.verb == "serve":
+                        os._exit(8)
                     connection = order.introduction
                     assert connection is not None
                     link.keep(self.serve(nursery, connection, link))

@@ -4,8 +4,8 @@ A connection is a descriptor of /dev/fuse, the INIT request that the kernel sent
 modes of what is open on it (ckptfs.fuse.mode_table). The three are made together, handed to each worker
 together, kept by the service manager together, and end together.
 
-Nothing here looks at a path through the mount without a way out: a stat of a dead mount answers at once,
-but one of a mount whose worker hangs never does. So that question is asked by a child, which can be
+Nothing here looks at a path through the mount without a way out: a dead mount answers at once, but one
+whose worker hangs never does. So that question is asked by a child, which can be
 killed.
 """
 
@@ -190,11 +190,12 @@ def clear_dead(path: str) -> str:
 
 
 def _ask(path: str) -> int | None:
-    """The errno of a stat of ``path`` (0: none); None when it does not come back."""
+    """The errno of a statfs of ``path`` (0: none); None when it does not come back. Not stat: the kernel
+    may answer that from what it remembers, also of a dead mount."""
     child = os.fork()
     if child == 0:
         try:
-            os.stat(path)
+            os.statvfs(path)
             os._exit(0)
         except OSError as error:
             os._exit(error.errno or errno.EIO)

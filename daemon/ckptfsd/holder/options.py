@@ -50,11 +50,14 @@ def render(options: Options) -> str:
     return json.dumps(options._asdict())
 
 
-# Run with -I -S: what the site module and the environment add would double the memory. So it is told where
-# its two source roots are.
-_BOOT = (
-    "import sys; sys.path[1:1] = sys.argv.pop(1).split(':'); from ckptfsd.holder.process import main; main()"
-)
+# Run with -I -S: the site module and what hooks into it would add half its memory again. So it is told
+# where its source roots are.
+_BOOT = """
+import sys
+sys.path[:0] = sys.argv.pop(1).split(":")
+from ckptfsd.holder.process import main
+main()
+"""
 
 
 def command(options: Options, *, python: str, roots: list[str]) -> list[str]:

@@ -154,8 +154,11 @@ class Holder:
     def _start_worker(self) -> None:
         self._start_at = 0.0
         self._worker = self._spawn(self._argv, standby=False)
-        if self._worker is None:
-            self._start_again(Death(-1.0, False), None)
+        if self._worker is None and self._was_ready:
+            self._start_again(Death(-1.0, False))
+        elif self._worker is None:
+            self._status = 1
+            self._stop()
 
     def _spawn(self, argv: list[str], *, standby: bool) -> Worker | None:
         try:
@@ -216,7 +219,7 @@ class Holder:
         if self._next is not None:
             self._promote(death)
         else:
-            self._start_again(death, worker)
+            self._start_again(death)
 
     def _promote(self, death: Death) -> None:
         """The old worker died while a new one was being started: the new one has its place."""
@@ -232,7 +235,7 @@ class Holder:
         if worker.state is State.STANDBY:
             self._tell_to_serve(worker)
 
-    def _start_again(self, death: Death, worker: Worker | None) -> None:
+    def _start_again(self, death: Death) -> None:
         pause = self._restarts.died(death)
         if pause:
             self._log.warning("pause before the next start", seconds=pause, looping=self._restarts.looping)
