@@ -4,9 +4,8 @@
 nothing is cached: before each, the kernel's caches are dropped (that takes root; otherwise there is one first
 pass of the mount, and none of the native file system that deserves the name).
 
-Given as figures too: ``find`` with sizes, which needs every inode; second passes; and the first pass of the
-native file system with its directories' blocks still in the page cache ("warm"). The last is beyond any FUSE
-filesystem with READDIRPLUS: the kernel alone takes five times as long to make the inodes of what it lists.
+Also: ``find`` with sizes, which needs every inode; second passes; and first passes with the native file
+system's directory blocks still in the page cache ("warm"), where it has nothing to wait for.
 """
 
 from __future__ import annotations
@@ -60,6 +59,7 @@ def main() -> None:
         print(f"{key.replace('_', ', ')}: {value:.3f} s")
     targets = {
         "find on the first pass, of the native time": (at["mount_first"] / at["native_first"], "<=", 3.0),
+        "the same, with the directories' blocks cached": (at["mount_warm"] / at["native_warm"], "<=", 3.0),
         "find with sizes on the first pass, of the native time": (
             at["mount_sizes"] / at["native_sizes"],
             "<=",
@@ -68,7 +68,6 @@ def main() -> None:
     }
     figures = {
         "seconds": seconds,
-        "warm_of_native": at["mount_warm"] / at["native_warm"],
         "files_created_per_second": options.files / at["create"],
         "daemon_peak_resident_bytes": peak_bytes,
     }
