@@ -73,7 +73,9 @@ class Daemon:
     def __init__(self, place: Path, *, mount: bool = True) -> None:
         self.store = place / "store"
         self.mount = place / "mount"
-        self.socket = place / "control.sock"
+        # Not below place: a socket's path has at most 107 bytes.
+        self._run = Path(tempfile.mkdtemp(prefix="ckptfs-bench-"))
+        self.socket = self._run / "control.sock"
         self._log = place / "daemon.log"
         self._with_mount = mount
         self._process: subprocess.Popen[bytes] | None = None
@@ -95,6 +97,7 @@ class Daemon:
             time.sleep(0.005)
         self._process.kill()
         self._process.wait()
+        shutil.rmtree(self._run)
         raise RuntimeError(f"ckptfsd did not start:\n{self._log.read_text()}")
 
     def __exit__(self, *_: object) -> None:
@@ -107,6 +110,8 @@ class Daemon:
             self._process.wait()
             subprocess.run(["umount", "-l", self.mount], check=False)
             raise
+        finally:
+            shutil.rmtree(self._run)
 
     def cli(self, *words: str | os.PathLike[str]) -> str:
         """Run ``ckptfs``; returns what it printed, raises when it fails."""
