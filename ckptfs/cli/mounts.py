@@ -10,8 +10,7 @@ import ctypes
 import errno
 import os
 import re
-import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from ckptfs.errors import MountError
@@ -106,28 +105,36 @@ def make_read_only(path: bytes) -> None:
     _mount(None, path, None, flags, None, "make read-only")
 
 
-def cover(path: bytes) -> None:
+def cover(mount: Mount) -> None:
     """Put nothing where something is: the job cannot get beneath it."""
-    if _is_file(path):
-        place(clone(b"/dev/null"), path)
-    else:
-        small_tmpfs(path)
-        make_read_only(path)
-
-
-def _is_file(path: bytes) -> bool:
     try:
-        return not stat.S_ISDIR(os.stat(path).st_mode)
-    except OSError:  # the mount of a daemon that died, or of a user who shares it with nobody
+        if is_directory(mount.point):
+            small_tmpfs(mount.point)
+            make_read_only(mount.point)
+        else:
+            place(clone(b"/dev/null"), mount.point)
+    except MountError:
+        if _is_on_top(mount):
+            raise
+        # It has gone meanwhile: somebody else's daemon has stopped.
+
+
+def is_directory(path: bytes) -> bool:
+    """Told by the kernel alone (O_PATH): stat would ask the mount's server, which may hang or be dead."""
+    try:
+        os.close(os.open(path, os.O_PATH | os.O_DIRECTORY))
+    except OSError:
         return False
+    return True
 
 
-def visible() -> Iterator[Mount]:
-    """The mounts that a path of this namespace leads to, each as it is when its turn comes."""
+def visible(wanted: Callable[[Mount], bool]) -> Iterator[Mount]:
+    """Those of the wanted mounts that a path of this namespace leads to, each as it is when its turn
+    comes. Others are not touched: some may hang (a dead NFS server)."""
     with open("/proc/self/mountinfo", "rb") as file:
         mounts = [_parse(line) for line in file]
     for mount in mounts:
-        if _is_on_top(mount):
+        if wanted(mount) and _is_on_top(mount):
             yield mount
 
 

@@ -46,9 +46,8 @@ def enter(checkpoints: Sequence[JobCheckpoint]) -> None:
     for path in (PLACE, SECOND_PLACE):
         _make_place(path)
     devices = {s.device for s in shown}
-    for mount in mounts.visible():
-        if mount.kind == _MOUNT_TYPE or mount.device in devices:
-            mounts.cover(mount.point)
+    for mount in mounts.visible(lambda m: m.kind == _MOUNT_TYPE or m.device in devices):
+        mounts.cover(mount)
     if len(shown) == 1:
         shown[0].place(PLACE)
         shown[0].place(SECOND_PLACE)
@@ -87,11 +86,13 @@ class _Shown:
 
 
 def _patiently(step: Callable[[], T]) -> T:
-    """Make a step, again where something is not there.
+    """Make a step, again where something is not there or not allowed, for a moment.
 
     The daemon tells the kernel of a name that came or went a moment after it has answered us. Until
     then the name can be missing, or its directory entry be one that the kernel is about to drop, and
-    on such a one nothing can be mounted (ENOENT).
+    on such a one nothing can be mounted (ENOENT). And the root of a mount made by fusermount3 has no
+    permissions until its attributes are first read; when they are invalidated in the midst of that,
+    the kernel ignores the answer and says EACCES.
     """
     deadline = time.monotonic() + _PATIENCE_SECONDS
     while True:
@@ -99,7 +100,7 @@ def _patiently(step: Callable[[], T]) -> T:
             return step()
         except (OSError, MountError) as error:
             number = error.errno if isinstance(error, OSError) else error.data.get("number")
-            if number != errno.ENOENT or time.monotonic() > deadline:
+            if number not in (errno.ENOENT, errno.EACCES) or time.monotonic() > deadline:
                 raise
         time.sleep(_PATIENCE_STEP_SECONDS)
 
@@ -120,7 +121,7 @@ def _make_place(path: str) -> None:
     Where it can, it is simply made. Where not (no permission, a read-only root), the nearest directory
     above it is replaced, in this namespace, by one that has the same content and the missing path.
     """
-    if os.path.isdir(path):
+    if mounts.is_directory(os.fsencode(path)):
         return
     try:
         os.makedirs(path, mode=0o755, exist_ok=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import stat
 import subprocess
 import sys
@@ -103,6 +104,23 @@ def test_other_daemons_mounts_are_covered_too(node: Daemon, tmp_path: Path) -> N
         other.run("detach", "--job", "j")
 
 
+def test_another_daemon_that_hangs_holds_up_nobody(node: Daemon, tmp_path: Path) -> None:
+    write_tree(tmp_path / "s", {"x": b"x"})
+    with running() as other:
+        other.run("create", "theirs", str(tmp_path / "s"))
+        other.run("attach", "theirs", "--job", "j")
+        assert other.process is not None
+        other.process.send_signal(signal.SIGSTOP)
+        try:
+            started = time.monotonic()
+            ran = node.run("run", "--checkpoint", "model", "--", "ls", "-A", str(other.mount), PLACE)
+            assert time.monotonic() - started < 10
+        finally:
+            other.process.send_signal(signal.SIGCONT)
+        assert "theirs" not in ran.stdout
+        other.run("detach", "--job", "j")
+
+
 def test_nothing_can_be_written(node: Daemon) -> None:
     with job(node, "--checkpoint", "model") as process:
         for command in (
@@ -147,19 +165,54 @@ def test_many_jobs_start_and_end_at_once(node: Daemon) -> None:
     until(lambda: not node.json("jobs")["jobs"], "the leases have ended")
 
 
-def test_the_view_outlives_a_clean_stop_of_the_daemon_without_showing_others(tmp_path: Path) -> None:
-    write_tree(tmp_path / "a", {"a": b"x"})
-    write_tree(tmp_path / "b", {"b": b"x"})
-    with running() as daemon:
-        daemon.run("create", "a", str(tmp_path / "a"))
-        daemon.run("create", "b", str(tmp_path / "b"))
-        with job(daemon, "--checkpoint", "a") as process:
-            assert tell(process, f"ls {PLACE}") == "a\n"
+@pytest.fixture
+def shared_namespace() -> Iterator[list[str]]:
+    """What enters a mount namespace whose mounts propagate, as systemd has it on a host."""
+    script = "mount --make-rshared / && echo ready && exec sleep 600"
+    with subprocess.Popen(["unshare", "--mount", "sh", "-c", script], stdout=subprocess.PIPE) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == b"ready\n"
+        yield ["nsenter", "--mount", "--target", str(holder.pid)]
+        holder.kill()
+
+
+@pytest.mark.parametrize("at_the_default_place", [False, True])
+def test_a_job_sees_only_its_own_also_when_the_daemon_comes_back(
+    shared_namespace: list[str], at_the_default_place: bool, tmp_path: Path
+) -> None:
+    """A new mount of the daemon propagates into the job's namespace: beneath the cover."""
+    options = ["--mount", PLACE] if at_the_default_place else []
+    os.makedirs(PLACE, exist_ok=True)
+    with running(options=options, prefix=shared_namespace) as daemon:
+        point = PLACE if at_the_default_place else str(daemon.mount)
+        for name in ("a", "b"):
+            write_tree(tmp_path / name, {f"file-of-{name}": b"x"})
+            daemon.run("create", name, str(tmp_path / name))
+        daemon.run("attach", "b", "--job", "other")
+        with job(daemon, "--checkpoint", "a", prefix=shared_namespace) as process:
+            assert tell(process, f"ls {PLACE}") == "file-of-a\n"
+            if not at_the_default_place:
+                assert tell(process, f"ls -A {point}") == ""
             daemon.stop()
             daemon.start()
-            daemon.run("attach", "b", "--job", "other")
-            assert "b" not in tell(process, f"ls {daemon.mount} 2>&1").replace(str(daemon.mount), "")
+            on_host = subprocess.run(
+                [*shared_namespace, "ls", point], capture_output=True, text=True, check=True
+            )
+            assert "b" in on_host.stdout.split()
+            for place in (point, PLACE, "/opt/ml/checkpoint"):
+                assert not {"a", "b"} & set(tell(process, f"ls -A {place} 2>/dev/null").split())
         daemon.run("detach", "--job", "other")
+
+
+def test_where_the_daemons_mount_is_out_of_sight_it_says_so(node: Daemon) -> None:
+    hide = ["unshare", "--mount", "sh", "-c", f'umount {node.mount} && exec "$@"', "sh"]
+    failed = node.run("run", "--checkpoint", "model", "--", "true", code=125, prefix=hide)
+    assert failed.stderr.startswith(f"ckptfs: error: model is not to be seen at {node.mount}/model")
+    assert failed.stderr.count("\n") == 1
+    with job(node, "--checkpoint", "model") as process:  # so it is in a job's view
+        inner = tell(process, " ".join([*CKPTFS, "run --checkpoint adapter -- true; echo $?"]))
+        assert inner.endswith("\n125\n")
+    until(lambda: not node.json("jobs")["jobs"], "the leases have ended")
 
 
 # Another user without any right but to read: the Python that runs the tests may lie in root's home.
