@@ -25,7 +25,7 @@ import urllib.request
 import weakref
 from collections.abc import Callable
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import urlsplit, urlunsplit
 
 import urllib3
 from urllib3.connection import HTTPConnection, HTTPSConnection
@@ -141,20 +141,27 @@ class Connections:
 
     def request(self, method: str, url: str, headers: dict[str, str]) -> urllib3.BaseHTTPResponse:
         """One exchange up to the answer's headers. Redirects and retries are the caller's."""
+        self._opening.check_cancelled()
         self._watch()
-        return self._manager(url).request(
-            method,
-            url,
-            headers=headers,
-            preload_content=False,
-            decode_content=False,
-            redirect=False,
-            retries=False,
-            timeout=self._timeout,
-        )
-
-    def _manager(self, url: str) -> urllib3.PoolManager:
         proxy = _proxy_for(url)
+        manager = self._manager(url, proxy)
+        how: dict[str, Any] = {
+            "headers": headers,
+            "preload_content": False,
+            "decode_content": False,
+            "redirect": False,
+            "retries": False,
+            "timeout": self._timeout,
+        }
+        if proxy and url.startswith("http:"):
+            return manager.request(method, url, **how)
+        # Not manager.request: it would remove "./" and "../" from the path, which an S3 key may hold
+        # and which its signature covers.
+        pool = manager.connection_from_url(url)
+        parts = urlsplit(url)
+        return pool.urlopen(method, urlunsplit(("", "", parts.path or "/", parts.query, "")), **how)
+
+    def _manager(self, url: str, proxy: str) -> urllib3.PoolManager:
         plain = url.startswith("http:") and not proxy
         with self._lock:
             manager = self._managers.get((proxy, plain))
@@ -197,7 +204,7 @@ class Connections:
             if self._watching is None and not self._closed.is_set():
                 self._watching = threading.Thread(
                     target=_watch_until_closed,
-                    args=(self._closed, self._opening.cancelled, self._hang_up),
+                    args=(self._closed, self._opening.is_over, self._hang_up),
                     name="source-watch",
                     daemon=True,
                 )
@@ -217,6 +224,7 @@ class Connections:
                     sock.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
+        self._opening.ended.set()
         self._closed.set()
         self._hang_up()
         with self._lock:
@@ -228,10 +236,10 @@ class Connections:
 
 
 def _watch_until_closed(
-    closed: threading.Event, cancelled: Callable[[], bool], hang_up: Callable[[], None]
+    closed: threading.Event, is_over: Callable[[], bool], hang_up: Callable[[], None]
 ) -> None:
     while not closed.wait(_WATCH_SECONDS):
-        if cancelled():
+        if is_over():
             hang_up()
 
 

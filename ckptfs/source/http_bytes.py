@@ -70,9 +70,11 @@ class HttpRanged:
         refreshed = False
         while progress[0] < len(buffer):
             self._opening.check_cancelled()
+            before = progress[0]
             try:
                 self._read_once(offset, buffer, progress, refreshed)
             except Passing as failure:
+                tries.arrived(progress[0] - before)
                 tries.again(failure)
             except Expired as expired:
                 if refreshed:
@@ -244,14 +246,18 @@ def refuse(response: urllib3.BaseHTTPResponse, label: str, *, in_midway: bool) -
     raise SourceError(f"{label}: the server answered {said}, which ckptfs cannot use")
 
 
-def read_head(response: urllib3.BaseHTTPResponse, count_bytes: int, limits: Limits) -> bytes:
-    """The first bytes of an answer's body; fewer only where the body ends."""
+def read_head(
+    response: urllib3.BaseHTTPResponse, count_bytes: int, limits: Limits, *, exactly: bool
+) -> bytes:
+    """The first bytes of an answer's body; fewer, unless ``exactly``, where the body ends."""
     head = bytearray(count_bytes)
     pace = Pace(limits)
     done = 0
     while done < count_bytes:
         began = time.monotonic()
         got = body_of(response).take(memoryview(head)[done:])
+        if not got and exactly:
+            raise Passing(f"the answer ended {count_bytes - done} bytes early")
         if not got:
             break
         done += got

@@ -6,6 +6,7 @@ name it.
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -57,10 +58,15 @@ class Opening:
     limits: Limits = field(default_factory=Limits)
     report: FetchProgress | None = None
     cancelled: Callable[[], bool] = _never
+    #: Set when the source is closed: threads that still work for it end.
+    ended: threading.Event = field(default_factory=threading.Event, repr=False)
+
+    def is_over(self) -> bool:
+        return self.ended.is_set() or self.cancelled()
 
     def check_cancelled(self) -> None:
         """Raise :class:`~ckptfs.errors.Interrupted` when the creation was cancelled."""
-        if self.cancelled():
+        if self.is_over():
             raise Interrupted("the creation was cancelled while its source was being read")
 
     def sleep(self, seconds: float) -> None:

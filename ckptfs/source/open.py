@@ -11,7 +11,7 @@ from typing import cast
 
 from ckptfs.errors import SourceNotFound, SpecificationError
 from ckptfs.model.records import SourceType
-from ckptfs.source import s3_client
+from ckptfs.source import s3_connect
 from ckptfs.source.archive.open import open_file
 from ckptfs.source.base import FetchProgress, Source
 from ckptfs.source.limits import Extract, Limits, Opening
@@ -41,7 +41,7 @@ def check_request(uri: str, source_type: str = "", options: Mapping[str, str] | 
 
 def _check_options(place: Uri, options: Mapping[str, str]) -> None:
     if place.kind == "s3":
-        s3_client.check_options(options)
+        s3_connect.check_options(options)
     elif options:
         raise SpecificationError(
             "source_options",

@@ -1,6 +1,6 @@
 """A prefix or an object of an S3-compatible store: what is there, pinned by version or ETag.
 
-boto3 lists, looks and signs (:mod:`ckptfs.source.s3_client`); the bytes come by
+boto3 lists, looks and signs (:mod:`~ckptfs.source.s3_client`); the bytes come by
 :mod:`ckptfs.source.s3_bytes`.
 
 ``s3://bucket/prefix/`` is everything below the prefix, with paths that begin after it. Without the
@@ -20,7 +20,8 @@ from ckptfs.source.limits import Opening
 from ckptfs.source.listing import Listing
 from ckptfs.source.place import PlacedFile
 from ckptfs.source.s3_bytes import S3Object, S3Objects
-from ckptfs.source.s3_client import S3Client, connect
+from ckptfs.source.s3_client import S3Client
+from ckptfs.source.s3_connect import connect
 
 
 def open_s3(opening: Opening, bucket: str, key: str, *, wasabi: bool = False) -> Listing | PlacedFile:

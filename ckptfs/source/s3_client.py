@@ -1,21 +1,12 @@
-"""boto3, for everything but bytes: listing, looking at one object, signing URLs.
-
-Options (``--source-option``): ``endpoint_url``, ``region``, ``profile``, ``addressing_style``
-(``path``, ``virtual``, ``auto``), ``anonymous=true``. Secrets are not options; they come as credentials
-of the request, or from where boto3 finds them (environment, profile, instance role).
-"""
+"""boto3, for everything but bytes: listing, looking at one object, signing URLs. Its errors become ours."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
-from urllib.parse import urlsplit
 
-import boto3
 import botocore.exceptions
-from botocore import UNSIGNED
-from botocore.config import Config
 
 from ckptfs.errors import (
     CkptfsError,
@@ -26,14 +17,8 @@ from ckptfs.errors import (
     SpecificationError,
 )
 from ckptfs.model.names import show_path
-from ckptfs.source.connection import POOL_CONNECTIONS, Guard, environment_ca_bundle
 from ckptfs.source.limits import Opening
 
-OPTIONS = ("endpoint_url", "region", "profile", "addressing_style", "anonymous")
-SECRET_OPTIONS = ("access_key_id", "secret_access_key", "session_token")
-CREDENTIALS = SECRET_OPTIONS
-WASABI_ENDPOINT = "https://s3.wasabisys.com"
-DEFAULT_REGION = "us-east-1"
 #: How long a signature holds. Reads use one for at most half of it, then sign anew.
 SIGNATURE_SECONDS = 3600
 
@@ -132,9 +117,7 @@ class S3Client:
             )
         if isinstance(error, botocore.exceptions.SSLError):
             return SourceDenied(f"{label}: the endpoint's certificate is not trusted; set AWS_CA_BUNDLE")
-        if isinstance(
-            error, botocore.exceptions.HTTPClientError | botocore.exceptions.ResponseStreamingError
-        ):
+        if isinstance(error, botocore.exceptions.HTTPClientError | botocore.exceptions.ConnectionError):
             return SourceUnavailable(
                 f"{label}: the endpoint does not answer; check endpoint_url and the network"
             )
@@ -162,93 +145,3 @@ _NO_CREDENTIALS = (
     botocore.exceptions.CredentialRetrievalError,
     botocore.exceptions.TokenRetrievalError,
 )
-
-
-def check_options(options: Mapping[str, str]) -> None:
-    """Raise :class:`~ckptfs.errors.SpecificationError` for an option that S3 does not take."""
-    for name, value in options.items():
-        if name in SECRET_OPTIONS:
-            raise SpecificationError(
-                "source_options",
-                f"{name} is a secret and not an option: arguments are seen by everybody on the machine; "
-                f"set AWS_{name.upper()} in the environment",
-            )
-        if name not in OPTIONS:
-            raise SpecificationError(
-                "source_options", f"an S3 source has no option {name!r}; it has {', '.join(OPTIONS)}"
-            )
-        if name == "addressing_style" and value not in ("path", "virtual", "auto"):
-            raise SpecificationError(
-                "source_options", f"addressing_style is path, virtual or auto, not {value!r}"
-            )
-        if name == "anonymous" and value.lower() not in ("true", "false"):
-            raise SpecificationError("source_options", f"anonymous is true or false, not {value!r}")
-        if name == "endpoint_url":
-            _check_endpoint(value)
-
-
-def _check_endpoint(value: str) -> None:
-    parts = urlsplit(value)
-    if parts.scheme not in ("http", "https") or not parts.hostname or parts.username or parts.query:
-        raise SpecificationError(
-            "source_options", "endpoint_url is http(s)://host or http(s)://host:port, without credentials"
-        )
-
-
-def connect(opening: Opening, bucket: str, *, wasabi: bool = False) -> S3Client:
-    options = opening.options
-    check_options(options)
-    endpoint = options.get("endpoint_url", "") or (WASABI_ENDPOINT if wasabi else "")
-    style = options.get("addressing_style", "path" if endpoint else "auto")
-    anonymous = options.get("anonymous", "").lower() == "true"
-    config = Config(
-        signature_version=UNSIGNED if anonymous else "s3v4",
-        connect_timeout=opening.limits.connect_timeout_seconds,
-        read_timeout=opening.limits.read_timeout_seconds,
-        retries={"mode": "standard", "total_max_attempts": opening.limits.retries + 1},
-        s3={"addressing_style": style},
-        request_checksum_calculation="when_required",
-        response_checksum_validation="when_required",
-        max_pool_connections=POOL_CONNECTIONS,
-    )
-    credentials = opening.credentials
-    try:
-        session = boto3.Session(
-            aws_access_key_id=credentials.get("access_key_id") or None,
-            aws_secret_access_key=credentials.get("secret_access_key") or None,
-            aws_session_token=credentials.get("session_token") or None,
-            region_name=options.get("region") or None,
-            profile_name=options.get("profile") or None,
-        )
-        boto = session.client(
-            "s3",
-            endpoint_url=endpoint or None,
-            region_name=session.region_name or DEFAULT_REGION,
-            verify=environment_ca_bundle(),
-            config=config,
-        )
-    except botocore.exceptions.ProfileNotFound:
-        raise SpecificationError(
-            "source_options", f"the daemon's user has no profile {options.get('profile')!r}"
-        ) from None
-    except (botocore.exceptions.BotoCoreError, ValueError) as error:
-        raise SpecificationError(
-            "source_options", f"these S3 options do not make a client ({type(error).__name__})"
-        ) from None
-    client = S3Client(opening, boto, bucket, endpoint)
-    _guard_addresses(boto, client.label(""))
-    return client
-
-
-def _guard_addresses(boto: Any, label: str) -> None:
-    """The control requests go through boto3's own connections: check where they lead beforehand."""
-    import socket
-
-    guard = Guard(label)
-    parts = urlsplit(boto.meta.endpoint_url)
-    try:
-        found = socket.getaddrinfo(parts.hostname, parts.port or 443, type=socket.SOCK_STREAM)
-    except OSError:
-        return  # boto3 will say it
-    for address in found:
-        guard.check(str(address[4][0]))

@@ -17,6 +17,8 @@ from ckptfs.source.limits import Limits, Opening
 #: readers from coming back at the same instant.
 FIRST_PAUSE_SECONDS = 0.2
 LARGEST_PAUSE_SECONDS = 20.0
+#: What a broken try must have brought not to count.
+PROGRESS_BYTES = 1 << 20
 #: A server may ask for a longer pause (Retry-After), up to this.
 LARGEST_ASKED_PAUSE_SECONDS = 60.0
 
@@ -37,6 +39,12 @@ class Tries:
         self._opening = opening
         self._label = label
         self._failed = 0
+
+    def arrived(self, count_bytes: int) -> None:
+        """A try that brought much is no failure of the other side: the count begins anew. Each time
+        costs bytes, of which there is an end."""
+        if count_bytes >= PROGRESS_BYTES:
+            self._failed = 0
 
     def again(self, failure: Passing) -> None:
         """Wait before the next try; raise when there is none left or the creation was cancelled."""

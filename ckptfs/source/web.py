@@ -17,9 +17,9 @@ import threading
 import time
 from base64 import b64encode
 from collections.abc import Mapping
-from email.utils import parsedate_to_datetime
+from email.utils import collapse_rfc2231_value, parsedate_to_datetime
 from functools import partial
-from urllib.parse import unquote, unquote_to_bytes, urljoin, urlsplit, urlunsplit
+from urllib.parse import unquote, unquote_to_bytes, urljoin, urlsplit
 
 import urllib3
 
@@ -54,7 +54,7 @@ class _Walk:
     def __init__(self, opening: Opening, url: str, label: str) -> None:
         parts = urlsplit(url)
         self._authorization = _authorization(parts.username, parts.password, opening.credentials)
-        self._start = urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2], fragment=""))
+        self._start = _clean(url)
         self._label = label
         self._lock = threading.Lock()
         self._found = ""
@@ -102,7 +102,12 @@ class _Walk:
                 "way could "
                 "change the bytes; name that address itself if you accept it"
             )
-        return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2], fragment=""))
+        return _clean(target)
+
+
+def _clean(url: str) -> str:
+    """The address as it is sent: without password and fragment, odd characters encoded."""
+    return urllib3.util.parse_url(url)._replace(auth=None, fragment=None).url
 
 
 def _origin(url: str) -> tuple[str, str | None, int | None]:
@@ -149,7 +154,8 @@ def _probe(opening: Opening, walk: _Walk, url: str, label: str) -> PlacedFile:
         name = _name(response, url, walk.found)
         _check_encoding(response, name, label)
         size, ranges = _size(response, label)
-        head = read_head(response, min(HEAD_BYTES, size if size is not None else HEAD_BYTES), opening.limits)
+        wanted = HEAD_BYTES if size is None else min(HEAD_BYTES, size)
+        head = read_head(response, wanted, opening.limits, exactly=size is not None)
         _check_not_a_page(response, name, head, label)
         version = _version(response, size)
     pinned = size is not None and bool(version.etag or version.last_modified)
@@ -210,20 +216,24 @@ def _settled(modified: str, date: str) -> bool:
 
 def _name(response: urllib3.BaseHTTPResponse, url: str, found: str) -> bytes:
     """The file's name: as the server suggests it, else as the address ends."""
-    disposition = response.headers.get("Content-Disposition")
-    if disposition:
-        message = email.message.Message()
-        message["Content-Disposition"] = disposition
-        suggested = message.get_filename()
-        if suggested:
-            name = re.split(r"[/\\]", suggested)[-1].encode("utf-8", "surrogateescape")
-            if name not in (b"", b".", b".."):
-                return name
+    suggested = _suggested_name(response.headers.get("Content-Disposition", ""))
+    name = re.split(r"[/\\]", suggested)[-1].encode("utf-8", "surrogateescape")
+    if name not in (b"", b".", b".."):
+        return name
     for address in (url, found):
         name = unquote_to_bytes(urlsplit(address).path.rpartition("/")[2])
         if name not in (b"", b".", b"..") and b"/" not in name and b"\0" not in name:
             return name
     return b"download"
+
+
+def _suggested_name(disposition: str) -> str:
+    """The file name in a Content-Disposition header; its extended form (RFC 6266) before the plain one."""
+    message = email.message.Message()
+    message["Content-Disposition"] = disposition
+    names = [v for k, v in message.get_params([], "Content-Disposition") if k.lower() == "filename"]
+    extended = [name for name in names if isinstance(name, tuple)]
+    return collapse_rfc2231_value((extended or names or [""])[0])
 
 
 def _check_encoding(response: urllib3.BaseHTTPResponse, name: bytes, label: str) -> None:

@@ -118,8 +118,9 @@ def truncated(after_bytes: int, *, reset: bool = False) -> Callable[[Request, Re
 
 
 def longer(request: Request, reply: Reply) -> None:
-    """A body of one byte more than was asked for."""
+    """A body of one byte more than was asked for, and announced as such."""
     reply.body += b"!"
+    without("content-length")(request, reply)
 
 
 def flipped(at: int) -> Callable[[Request, Reply], None]:

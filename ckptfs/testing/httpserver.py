@@ -49,6 +49,7 @@ class Reply:
     cut_after_bytes: int | None = None  # the connection is closed there
     reset: bool = False  # … and by a reset instead of an orderly end
     drip_bytes_per_second: float = 0.0
+    endless: bool = False  # neither a length nor chunks: the body ends with the connection
 
 
 @dataclass(slots=True)
@@ -230,6 +231,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             self.send_header(name, value)
         if reply.chunked:
             self.send_header("Transfer-Encoding", "chunked")
+        elif reply.endless:
+            self.close_connection = True
         elif "content-length" not in given:
             self.send_header("Content-Length", str(len(reply.body)))
         self.end_headers()

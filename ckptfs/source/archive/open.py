@@ -26,9 +26,10 @@ def open_file(opening: Opening, place: PlacedFile) -> Source:
     spool: Spool | SpooledStream | None = None
 
     def close() -> None:
+        opening.ended.set()
+        place.close()  # first: what the spool waits for ends with its connections
         if spool is not None:
             spool.close()
-        place.close()
 
     try:
         form = choose(place.file.path, place.beginning(HEAD_BYTES), opening.extract, place.label)

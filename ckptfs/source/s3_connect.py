@@ -1,0 +1,151 @@
+"""From options and credentials to a client of one bucket.
+
+Options (``--source-option``): ``endpoint_url``, ``region``, ``profile``, ``addressing_style``
+(``path``, ``virtual``, ``auto``), ``anonymous=true``. Secrets are not options; they come as credentials
+of the request, or from where boto3 finds them (environment, profile, instance role).
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Mapping
+from typing import Any
+from urllib.parse import urlsplit
+
+import boto3
+import botocore.exceptions
+from botocore import UNSIGNED
+from botocore.config import Config
+
+from ckptfs.errors import SpecificationError
+from ckptfs.source.connection import POOL_CONNECTIONS, Guard, environment_ca_bundle
+from ckptfs.source.limits import Opening
+from ckptfs.source.s3_client import S3Client
+
+OPTIONS = ("endpoint_url", "region", "profile", "addressing_style", "anonymous")
+SECRETS = ("access_key_id", "secret_access_key", "session_token")
+WASABI_ENDPOINT = "https://s3.wasabisys.com"
+DEFAULT_REGION = "us-east-1"
+
+
+def check_options(options: Mapping[str, str]) -> None:
+    """Raise :class:`~ckptfs.errors.SpecificationError` for an option that S3 does not take."""
+    for name, value in options.items():
+        if name in SECRETS:
+            raise SpecificationError(
+                "source_options",
+                f"{name} is a secret and not an option: arguments are seen by everybody on the machine; "
+                f"set AWS_{name.upper()} in the environment",
+            )
+        if name not in OPTIONS:
+            raise SpecificationError(
+                "source_options", f"an S3 source has no option {name!r}; it has {', '.join(OPTIONS)}"
+            )
+        if name == "addressing_style" and value not in ("path", "virtual", "auto"):
+            raise SpecificationError(
+                "source_options", f"addressing_style is path, virtual or auto, not {value!r}"
+            )
+        if name == "anonymous" and value.lower() not in ("true", "false"):
+            raise SpecificationError("source_options", f"anonymous is true or false, not {value!r}")
+        if name == "endpoint_url":
+            _check_endpoint(value)
+
+
+def _check_endpoint(value: str) -> None:
+    parts = urlsplit(value)
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.username or parts.query:
+        raise SpecificationError(
+            "source_options", "endpoint_url is http(s)://host or http(s)://host:port, without credentials"
+        )
+
+
+def connect(opening: Opening, bucket: str, *, wasabi: bool = False) -> S3Client:
+    """A client for one bucket, in the region where the bucket is."""
+    options = opening.options
+    check_options(options)
+    endpoint = _endpoint(options, wasabi)
+    try:
+        session = _session(opening)
+        region = options.get("region") or session.region_name or DEFAULT_REGION
+        boto = _boto(opening, session, endpoint, region)
+        _guard_addresses(boto, f"s3://{bucket} at {boto.meta.endpoint_url}")
+        if not options.get("region"):
+            found = _region_of(boto, bucket)
+            if found and found != region:
+                boto.close()
+                boto = _boto(opening, session, endpoint, found)
+    except botocore.exceptions.ProfileNotFound:
+        raise SpecificationError(
+            "source_options", f"the daemon's user has no profile {options.get('profile')!r}"
+        ) from None
+    except (botocore.exceptions.BotoCoreError, ValueError) as error:
+        raise SpecificationError(
+            "source_options", f"these S3 options do not make a client ({type(error).__name__})"
+        ) from None
+    return S3Client(opening, boto, bucket, endpoint)
+
+
+def _endpoint(options: Mapping[str, str], wasabi: bool) -> str:
+    """The endpoint if it is not Amazon's own; boto3's variables count as they do everywhere."""
+    given = options.get("endpoint_url")
+    if given or wasabi:
+        return given or WASABI_ENDPOINT
+    return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""
+
+
+def _session(opening: Opening) -> boto3.Session:
+    credentials = opening.credentials
+    return boto3.Session(
+        aws_access_key_id=credentials.get("access_key_id") or None,
+        aws_secret_access_key=credentials.get("secret_access_key") or None,
+        aws_session_token=credentials.get("session_token") or None,
+        profile_name=opening.options.get("profile") or None,
+    )
+
+
+def _boto(opening: Opening, session: boto3.Session, endpoint: str, region: str) -> Any:
+    options, limits = opening.options, opening.limits
+    anonymous = options.get("anonymous", "").lower() == "true"
+    config = Config(
+        signature_version=UNSIGNED if anonymous else "s3v4",
+        connect_timeout=limits.connect_timeout_seconds,
+        read_timeout=limits.read_timeout_seconds,
+        retries={"mode": "standard", "total_max_attempts": limits.retries + 1},
+        # Not every store behind an endpoint has a name for each bucket; all take paths.
+        s3={"addressing_style": options.get("addressing_style", "path" if endpoint else "auto")},
+        request_checksum_calculation="when_required",
+        response_checksum_validation="when_required",
+        max_pool_connections=POOL_CONNECTIONS,
+    )
+    return session.client(
+        "s3",
+        endpoint_url=endpoint or None,
+        region_name=region,
+        verify=environment_ca_bundle(),
+        config=config,
+    )
+
+
+def _region_of(boto: Any, bucket: str) -> str:
+    """Where a bucket says that it is, allowed in or not. URLs signed for another region are refused."""
+    try:
+        answer = boto.head_bucket(Bucket=bucket)
+    except botocore.exceptions.ClientError as error:
+        answer = error.response
+    except (botocore.exceptions.BotoCoreError, RecursionError, ValueError):
+        return ""  # the request that follows will say what is wrong
+    headers = answer.get("ResponseMetadata", {}).get("HTTPHeaders", {})
+    return str(headers.get("x-amz-bucket-region", ""))
+
+
+def _guard_addresses(boto: Any, label: str) -> None:
+    """The control requests go through boto3's own connections: check where they lead beforehand."""
+    guard = Guard(label)
+    parts = urlsplit(boto.meta.endpoint_url)
+    try:
+        found = socket.getaddrinfo(parts.hostname, parts.port or 443, type=socket.SOCK_STREAM)
+    except OSError:
+        return  # boto3 will say it
+    for address in found:
+        guard.check(str(address[4][0]))
