@@ -147,25 +147,25 @@ class View:
     # --- What the engine asks ----------------------------------------------------------------------
 
     def refresh(self) -> None:
-        """Take over what is attached now, and tell the listeners which names changed."""
+        """Take over what is attached now, and tell the listeners which names mean something else now.
+
+        A name that only came is not among them: the root caches no absences, and to invalidate it could
+        take the directory from under a job that has just found it.
+        """
         before = self._by_name
         now = {name.encode(): checkpoint for name, checkpoint in self._source().items()}
         self._by_name = now
         self._names = {c.ordinal: name for name, c in sorted(now.items(), key=lambda item: item[1].ordinal)}
         for ordinal in [o for o in self._loaded if o not in self._names]:
             self._forget_if_unused(ordinal)
-        changed = {
-            name
-            for name in before.keys() | now.keys()
-            if (a := before.get(name)) is None or (b := now.get(name)) is None or a.ordinal != b.ordinal
-        }
-        if changed:
+        gone = {name for name, old in before.items() if name not in now or now[name].ordinal != old.ordinal}
+        if gone or len(now) != len(before):
             self._changed_ns = time.time_ns()
             for listener in self._listeners:
-                listener(changed)
+                listener(gone)
 
     def on_change(self, listener: Callable[[set[bytes]], None]) -> Callable[[], None]:
-        """Call ``listener`` with the names of the root whose meaning changed: came, went, another now.
+        """Call ``listener`` when the root changed, with the names that went or are another checkpoint's now.
 
         Answers what ends that.
         """
