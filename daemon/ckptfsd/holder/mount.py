@@ -85,7 +85,7 @@ class Mount:
         mount = cls(path, fd, modes, offered, mounted)
         mount._note(note)
         mount._note(tuning.raise_read_ahead(mounted, options.read_ahead_kib))
-        if not offered.has_resend or not options.resend:
+        if not mount.can_resend(options):
             mount._note(
                 "this kernel cannot send a dead worker's requests again (Linux 6.9 can), "
                 "so a crash fails what is being read and everything that is open"
@@ -109,13 +109,16 @@ class Mount:
             return None
         return cls(wanted, fd, stored[_MODES], offered, mounted, adopted=True)
 
+    def can_resend(self, options: Options) -> bool:
+        return self.offered.has_resend and options.resend
+
     def introduction(self, options: Options) -> dict[str, Any]:
         """What a worker has to know of the connection, beside the two descriptors."""
         return {
             "mount": self.path,
             "device": self.mounted.device,
             "init": base64.b64encode(self.offered.raw).decode(),
-            "resend": self.offered.has_resend and options.resend,
+            "resend": self.can_resend(options),
             "passthrough": self.offered.has_passthrough and options.passthrough,
             "notes": "; ".join(self.notes),
         }

@@ -39,6 +39,7 @@ import array
 import contextlib
 import json
 import os
+import select
 import socket
 from collections.abc import Sequence
 from typing import Any
@@ -61,6 +62,14 @@ def send(peer: socket.socket, message: Message, descriptors: Sequence[int] = ())
     if descriptors:
         ancillary.append((socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors)))
     peer.sendmsg([json.dumps(message).encode()], ancillary, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+
+
+def has_message(peer: socket.socket) -> bool:
+    if peer.fileno() < 0:
+        return False
+    poller = select.poll()
+    poller.register(peer, select.POLLIN)
+    return any(event & select.POLLIN for _, event in poller.poll(0))
 
 
 def receive(peer: socket.socket) -> tuple[Message, list[int]] | None:

@@ -8,7 +8,7 @@ import sys
 import time
 
 
-class Journal:
+class Log:
     def __init__(self, form: str) -> None:
         self._json = form == "json"
 

@@ -1,0 +1,277 @@
+"""The workers: one, or for the time of an upgrade two; what they are told and what they ask for.
+
+Upgrade: a second worker starts as a standby and does all that can be done ahead; the old one is paused
+(it lets go of mount and store, and stays); the new one is told to serve. When it is ready the old one
+is told to exit; if it dies or takes too long the old one is told to resume. Requests wait meanwhile.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import select
+import time
+
+from ckptfsd.holder import wire
+from ckptfsd.holder.backings import BackingFiles
+from ckptfsd.holder.log import Log
+from ckptfsd.holder.mount import Mount
+from ckptfsd.holder.options import Options
+from ckptfsd.holder.worker import State, Worker
+
+# What a worker asks for that concerns more than the workers; the holder's loop does it.
+READY, STOP, LOST = "ready", "stop", "lost"
+
+
+class Crew:
+    """``worker`` serves, or is to; ``next`` is to take its place. ``mount``: what they serve; None while
+    there is none. Both are processes that are alive, or not reaped yet."""
+
+    def __init__(self, options: Options, log: Log, poller: select.poll, *, oom_score: str) -> None:
+        self._options = options
+        self._log = log
+        self._poller = poller
+        self._oom_score = oom_score
+        self._argv = options.worker
+        self._starts = 0
+        self._backings = BackingFiles()
+        self._dismissed: list[Worker] = []
+        self.mount: Mount | None = None
+        self.worker: Worker | None = None
+        self.next: Worker | None = None
+        self.stopping = False
+
+    def members(self) -> list[Worker]:
+        return [w for w in (self.worker, self.next, *self._dismissed) if w is not None]
+
+    # --- Coming and going ------------------------------------------------------------------------------
+
+    def start(self) -> bool:
+        self.worker = self._spawn(self._argv, standby=False)
+        return self.worker is not None
+
+    def _spawn(self, argv: list[str], *, standby: bool) -> Worker | None:
+        try:
+            worker = Worker(
+                argv,
+                standby=standby,
+                start_seconds=self._options.start_seconds,
+                oom_score=self._oom_score,
+            )
+        except OSError as error:
+            self._log.error("the worker cannot be started", argv=argv, reason=str(error))
+            return None
+        self._starts += 1
+        self._poller.register(worker.socket, select.POLLIN)
+        self._log.info("worker started", pid=worker.pid, standby=standby)
+        return worker
+
+    def hang_up(self, worker: Worker) -> None:
+        if worker.socket.fileno() >= 0:
+            self._poller.unregister(worker.socket)
+            worker.close()
+
+    def tell_to_serve(self, worker: Worker, verb: str = "serve") -> None:
+        assert self.mount is not None
+        worker.enter(State.TAKING, within_seconds=self._options.start_seconds)
+        message = {"do": verb, **self.mount.introduction(self._options), "starts": self._starts - 1}
+        if not worker.tell(message, (self.mount.device, self.mount.modes)):
+            worker.kill()
+
+    def tell_to_leave(self, verb: str) -> None:
+        """``exit`` or ``stop``, to whoever has the connection or may get it."""
+        if self.next is not None:
+            self.next.kill()
+        worker = self.worker
+        if worker is not None and worker.state is not State.LEAVING:
+            if not worker.tell({"do": verb}):
+                worker.kill()
+            worker.enter(State.LEAVING, within_seconds=self._options.stop_seconds)
+
+    def promote(self) -> Worker | None:
+        """The worker died while a next one was being started: that one has its place. If it is returned,
+        it does not have the connection yet, and is to be told when it is there: :meth:`introduce`."""
+        assert self.next is not None
+        self.worker, self.next = self.next, None
+        self.worker.standby = False
+        self._argv = self.worker.argv
+        return self.worker if self.worker.state is not State.TAKING else None
+
+    def introduce(self, worker: Worker) -> None:
+        """Sooner if it is prepared already, else when it says so (hello, prepared)."""
+        if worker.state is State.STANDBY:
+            self.tell_to_serve(worker)
+
+    def watch(self, now: float) -> None:
+        """End what takes too long."""
+        hang = self._options.hang_seconds
+        for worker in self.members():
+            if worker.deadline and now >= worker.deadline:
+                self._log.warning("the worker takes too long", pid=worker.pid, state=worker.state.value)
+                worker.deadline = 0.0
+                if worker.state is State.PAUSING:  # the upgrade is off, the old one may be well
+                    self._end_upgrade("the old worker did not let go of the mount in time")
+                else:
+                    worker.kill()
+            elif hang and worker.last_alive and now - worker.last_alive > hang:
+                self._log.warning("the worker hangs", pid=worker.pid, seconds=round(now - worker.last_alive))
+                worker.last_alive = 0.0
+                worker.kill()
+
+    def buried(self, pid: int) -> bool:
+        """Was that a worker that was dismissed? Then there is nothing more to do."""
+        for worker in self._dismissed:
+            if worker.pid == pid:
+                self._dismissed.remove(worker)
+                return True
+        return False
+
+    # --- Upgrade ---------------------------------------------------------------------------------------
+
+    def upgrade(self, argv: list[str] | None) -> None:
+        if self.stopping or self.next is not None or self.worker is None:
+            self._refuse_upgrade("busy: no worker serves, or another upgrade is under way")
+        elif self.worker.state is not State.READY:
+            self._refuse_upgrade("the worker is not ready")
+        else:
+            self.next = self._spawn(argv or self._argv, standby=True)
+            if self.next is None:
+                self._refuse_upgrade("the new worker cannot be started")
+
+    def upgrade_failed(self, why: str) -> None:
+        """The next worker is dead: the old one goes on."""
+        self.next = None
+        if self.stopping:
+            return
+        self._refuse_upgrade(why)
+        old = self.worker
+        if old is not None and old.state in (State.PAUSED, State.PAUSING):
+            self.tell_to_serve(old, "resume")
+
+    def _refuse_upgrade(self, why: str) -> None:
+        self._log.warning("no upgrade", reason=why)
+        if self.worker is not None:
+            self.worker.tell({"do": "upgrade_failed", "error": why})
+
+    def _end_upgrade(self, why: str) -> None:
+        """Kill the next worker; when it is reaped the old one is told to go on."""
+        if self.next is not None:
+            self._log.warning("the upgrade failed", reason=why)
+            self.next.kill()
+
+    def _prepared(self, worker: Worker) -> None:
+        worker.enter(State.STANDBY)
+        old = self.worker
+        if worker is old:  # the one before it died meanwhile
+            self.tell_to_serve(worker)
+        elif old is None or worker is not self.next:
+            return
+        elif old.state is State.READY:
+            old.enter(State.PAUSING, within_seconds=self._options.pause_seconds)
+            old.tell({"do": "pause"})
+        else:
+            self._end_upgrade("the old worker is not ready")
+
+    def _paused(self, worker: Worker) -> None:
+        if worker.state is not State.PAUSING:
+            return  # told to resume meanwhile
+        worker.enter(State.PAUSED)
+        if self.next is not None and self.next.state is State.STANDBY:
+            self.tell_to_serve(self.next)
+        else:
+            self.tell_to_serve(worker, "resume")
+
+    def _ready(self, worker: Worker, notes: str) -> str:
+        if worker.state is not State.TAKING:
+            return ""  # told to leave meanwhile
+        worker.enter(State.READY)
+        worker.ready_at = time.monotonic()
+        if worker is self.next and self.worker is not None:
+            old, self.worker, self.next = self.worker, worker, None
+            worker.standby = False
+            self._argv = worker.argv
+            self._log.info("upgraded", pid=worker.pid, before=old.pid)
+            old.tell({"do": "exit"})  # it has let go of everything, so nobody waits for its end
+            old.enter(State.LEAVING, within_seconds=self._options.stop_seconds)
+            self.hang_up(old)
+            self._dismissed.append(old)
+        else:
+            self._log.info("worker ready", pid=worker.pid, starts=self._starts, notes=notes)
+        return READY
+
+    # --- Messages --------------------------------------------------------------------------------------
+
+    def take_message(self, worker: Worker) -> str:
+        """Answers what is left to do for the holder: READY, STOP, LOST or nothing."""
+        try:
+            received = wire.receive(worker.socket)
+        except (OSError, ValueError) as error:
+            self._log.error("a message that is none", pid=worker.pid, reason=str(error))
+            worker.kill()
+            return ""
+        if received is None:
+            # Its end is closed: it is about to be reaped, or it is of no use any more.
+            self.hang_up(worker)
+            worker.deadline = worker.deadline or time.monotonic() + self._options.stop_seconds
+            return ""
+        message, descriptors = received
+        try:
+            return self._obey(worker, message, descriptors)
+        except (KeyError, TypeError, ValueError) as error:
+            verb = message["do"]
+            self._log.error("a message with a wrong field", pid=worker.pid, verb=verb, reason=str(error))
+            return ""
+        finally:
+            wire.close_all(descriptors)
+
+    def _obey(self, worker: Worker, message: wire.Message, descriptors: list[int]) -> str:
+        verb = message["do"]
+        if verb == "hello":
+            if worker.standby:
+                worker.enter(State.PREPARING, within_seconds=self._options.start_seconds)
+                worker.tell({"do": "standby"})
+            elif self.worker is worker and not self.stopping:
+                self.tell_to_serve(worker)
+        elif verb == "prepared":
+            self._prepared(worker)
+        elif verb == "ready":
+            return self._ready(worker, str(message.get("notes", "")))
+        elif verb == "paused":
+            self._paused(worker)
+        elif verb in ("open", "close", "keep"):
+            self._registration(worker, verb, message, descriptors)
+        elif verb == "alive":
+            worker.last_alive = time.monotonic()
+        elif verb == "upgrade":
+            argv = message.get("argv")
+            self.upgrade([str(word) for word in argv] if argv else None)
+        elif verb in (STOP, LOST):
+            return str(verb)
+        else:
+            self._log.error("an unknown message", pid=worker.pid, verb=verb)
+        return ""
+
+    # --- Backing files ---------------------------------------------------------------------------------
+
+    def _registration(self, worker: Worker, verb: str, message: wire.Message, descriptors: list[int]) -> None:
+        """Of a worker that leaves a lost connection nothing is taken: its ids mean nothing on this one."""
+        mount = self.mount if worker.state is not State.LEAVING else None
+        if verb == "open":
+            answer: wire.Message = {"do": "opened", "id": int(message["id"])}
+            try:
+                if mount is None:
+                    raise OSError(errno.ENOTCONN, os.strerror(errno.ENOTCONN))
+                answer["backing"] = self._backings.register(mount.device, descriptors)
+            except OSError as error:
+                answer["error"] = error.errno
+            if not worker.tell(answer) and mount is not None and "backing" in answer:
+                self._backings.free(mount.device, answer["backing"])
+        elif mount is not None and verb == "close":
+            self._backings.free(mount.device, int(message["backing"]))
+        elif mount is not None:
+            kept = [int(number) for number in message["backings"]]
+            self._backings.keep(mount.device, kept, more=bool(message["more"]))
+
+    def forget_backings(self) -> None:
+        """The connection ended, and they with it."""
+        self._backings.clear()

@@ -1,0 +1,142 @@
+"""The worker's side of the holder, with the other end of a real socket pair in the test's hands."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import trio
+
+from ckptfsd.holder import wire
+from ckptfsd.worker_link import HolderLink
+
+
+@pytest.fixture
+def ends() -> Iterator[tuple[socket.socket, HolderLink]]:
+    holder, worker = wire.pair()
+    os.set_inheritable(worker.fileno(), True)
+    environment = {wire.ENVIRONMENT: str(worker.detach())}
+    link = HolderLink.from_environment(environment)
+    assert link is not None
+    assert environment == {}, "not for children"
+    assert not os.get_inheritable(link._peer.fileno())
+    with holder, link._peer:
+        yield holder, link
+
+
+async def receive(holder: socket.socket) -> dict[str, Any]:
+    """The next message that is not a heartbeat."""
+    while True:
+        await trio.lowlevel.wait_readable(holder)
+        received = wire.receive(holder)
+        assert received is not None
+        wire.close_all(received[1])
+        if received[0]["do"] != "alive":
+            return received[0]
+
+
+def test_without_a_holder_there_is_no_link() -> None:
+    assert HolderLink.from_environment({}) is None
+
+
+async def test_a_file_is_registered_and_freed(
+    ends: tuple[socket.socket, HolderLink], nursery: trio.Nursery
+) -> None:
+    holder, link = ends
+    await nursery.start(link.run)
+
+    async def answer() -> None:
+        request = await receive(holder)
+        assert request["do"] == "open"
+        wire.send(holder, {"do": "opened", "id": request["id"], "backing": 41})
+        request = await receive(holder)
+        wire.send(holder, {"do": "opened", "id": request["id"], "error": errno.ELOOP})
+
+    nursery.start_soon(answer)
+    with open("/dev/null") as file:
+        assert await link.open(file.fileno()) == 41
+        with pytest.raises(OSError) as refused:
+            await link.open(file.fileno())
+    assert refused.value.errno == errno.ELOOP
+    link.close(41)
+    assert await receive(holder) == {"do": "close", "backing": 41}
+    nursery.cancel_scope.cancel()
+
+
+async def test_an_id_that_nobody_waits_for_any_more_is_freed(
+    ends: tuple[socket.socket, HolderLink], nursery: trio.Nursery
+) -> None:
+    holder, link = ends
+    await nursery.start(link.run)
+    with open("/dev/null") as file, trio.CancelScope() as scope:
+        async with trio.open_nursery() as inner:
+            inner.start_soon(link.open, file.fileno())
+            request = await receive(holder)
+            scope.cancel()
+    wire.send(holder, {"do": "opened", "id": request["id"], "backing": 7})
+    assert await receive(holder) == {"do": "close", "backing": 7}
+    nursery.cancel_scope.cancel()
+
+
+async def test_when_the_holder_dies_nobody_waits(
+    ends: tuple[socket.socket, HolderLink], nursery: trio.Nursery
+) -> None:
+    holder, link = ends
+    await nursery.start(link.run)
+
+    async def opened() -> None:
+        with open("/dev/null") as file, pytest.raises(OSError) as refused:
+            await link.open(file.fileno())
+        assert refused.value.errno == errno.ENOTCONN
+
+    async with trio.open_nursery() as inner:
+        inner.start_soon(opened)
+        await receive(holder)
+        holder.close()
+    assert (await link.orders.receive()).verb == "gone"
+    await opened()
+    link.ready()  # says it to nobody
+
+
+@pytest.mark.parametrize("count", [0, 1, 1999, 2000, 2001, 16_384])
+async def test_all_ids_in_use_are_told_and_the_last_part_says_so(
+    ends: tuple[socket.socket, HolderLink], count: int
+) -> None:
+    holder, link = ends
+    told: list[int] = []
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(trio.lowlevel.checkpoint)
+        link.keep(list(range(1, count + 1)))
+        while True:
+            message = await receive(holder)
+            told += message["backings"]
+            if not message["more"]:
+                break
+    assert told == list(range(1, count + 1))
+
+
+async def test_orders_come_in_order_with_their_descriptors(
+    ends: tuple[socket.socket, HolderLink], nursery: trio.Nursery
+) -> None:
+    holder, link = ends
+    await nursery.start(link.run)
+    facts = {"mount": "/m", "device": "0:7", "init": "AAEC", "resend": True, "passthrough": True}
+    wire.send(holder, {"do": "standby"})
+    with open("/dev/null") as one, open("/dev/zero") as two:
+        wire.send(holder, {"do": "serve", **facts, "notes": "", "starts": 3}, (one.fileno(), two.fileno()))
+    wire.send(holder, {"do": "upgrade_failed", "error": "why"})
+    orders = [await link.orders.receive() for _ in range(3)]
+    assert [order.verb for order in orders] == ["standby", "serve", "upgrade_failed"]
+    assert orders[2].reason == "why"
+    connection = orders[1].introduction
+    assert connection is not None
+    assert connection.init == b"\0\1\2"
+    assert connection.starts == 3
+    assert os.readlink(f"/proc/self/fd/{connection.fuse_fd}") == "/dev/null"
+    assert os.readlink(f"/proc/self/fd/{connection.modes_fd}") == "/dev/zero"
+    connection.close()
+    nursery.cancel_scope.cancel()
