@@ -67,6 +67,12 @@ class Guard:
                 "network; name that place itself if it is what you want"
             )
 
+    def check_literal(self, host: str) -> None:
+        """Behind a proxy only an address that is written as one can be judged."""
+        with contextlib.suppress(ValueError):
+            ipaddress.ip_address(host)
+            self.check(host)
+
 
 _METADATA = frozenset(map(ipaddress.ip_address, ("fd00:ec2::254", "100.100.100.200", "168.63.129.16")))
 
@@ -144,6 +150,8 @@ class Connections:
         self._opening.check_cancelled()
         self._watch()
         proxy = _proxy_for(url)
+        if proxy:
+            self._guard.check_literal(urlsplit(url).hostname or "")
         manager = self._manager(url, proxy)
         how: dict[str, Any] = {
             "headers": headers,
@@ -221,7 +229,9 @@ class Connections:
             sock = what if isinstance(what, socket.socket) else what.sock
             if sock is not None:
                 with contextlib.suppress(OSError):  # it was not connected any more
-                    sock.shutdown(socket.SHUT_RDWR)
+                    # Not SSLSocket.shutdown: it would forget the session, and a read that comes after
+                    # it would take ciphertext for content.
+                    socket.socket.shutdown(sock, socket.SHUT_RDWR)
 
     def close(self) -> None:
         self._opening.ended.set()

@@ -35,31 +35,27 @@ TICK_SECONDS = 0.02
 class LocalFile:
     """The bytes of one regular file, pinned (:class:`~ckptfs.source.base.Ranged`)."""
 
-    __slots__ = ("_path", "_pin", "size_bytes")
+    # There may be a million of these: the root is shared, the pin is the entry's own string.
+    __slots__ = ("_path", "_root", "pin", "size_bytes")
 
-    def __init__(self, path: bytes, status: os.stat_result) -> None:
+    def __init__(self, root: bytes, path: bytes, status: os.stat_result) -> None:
+        self._root = root
         self._path = path
-        self._pin = _pin(status)
+        self.pin = _pin(status)
         self.size_bytes = status.st_size
 
-    @property
-    def pin(self) -> str:
-        return ":".join(map(str, self._pin))
-
-    @property
-    def path(self) -> bytes:
-        return self._path
-
     def read_at(self, offset: int, buffer: memoryview) -> None:
-        age_seconds = time.time() - self._pin[4] / 1e9
-        if 0 <= age_seconds < TICK_SECONDS:
-            time.sleep(TICK_SECONDS - age_seconds)
+        path = os.path.join(self._root, self._path)
         try:
-            descriptor = os.open(self._path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+            descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
         except OSError as error:
-            raise self._changed("is gone") if error.errno in _GONE else at_door(error, self._path) from error
+            raise self._changed("is gone") if error.errno in _GONE else at_door(error, path) from error
         try:
-            self._check(os.fstat(descriptor))
+            status = os.fstat(descriptor)
+            self._check(status)
+            age_seconds = time.time() - status.st_ctime_ns / 1e9
+            if 0 <= age_seconds < TICK_SECONDS:
+                time.sleep(TICK_SECONDS - age_seconds)
             done = 0
             while done < len(buffer):
                 got = os.preadv(descriptor, [buffer[done:]], offset + done)
@@ -68,17 +64,18 @@ class LocalFile:
                 done += got
             self._check(os.fstat(descriptor))
         except OSError as error:
-            raise at_door(error, self._path) from error
+            raise at_door(error, path) from error
         finally:
             os.close(descriptor)
 
     def _check(self, status: os.stat_result) -> None:
-        if _pin(status) != self._pin:
+        if _pin(status) != self.pin:
             raise self._changed("was changed")
 
     def _changed(self, what: str) -> SourceChanged:
+        path = os.path.join(self._root, self._path)
         return SourceChanged(
-            f"{show_path(self._path)} {what} while the checkpoint was being made of it; "
+            f"{show_path(path)} {what} while the checkpoint was being made of it; "
             "create it again when nothing writes there"
         )
 
@@ -86,8 +83,8 @@ class LocalFile:
 _GONE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
 
 
-def _pin(status: os.stat_result) -> tuple[int, int, int, int, int]:
-    return (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+def _pin(status: os.stat_result) -> str:
+    return f"{status.st_dev}:{status.st_ino}:{status.st_size}:{status.st_mtime_ns}:{status.st_ctime_ns}"
 
 
 def at_door(error: OSError, path: bytes) -> SourceError:
@@ -112,7 +109,7 @@ def open_local(opening: Opening, path: bytes) -> Listing | PlacedFile:
     except OSError as error:
         raise at_door(error, path) from error
     if not stat.S_ISDIR(status.st_mode):
-        entry = _entry(path, os.path.basename(path), status)
+        entry = _entry(os.path.dirname(path), os.path.basename(path), status)
         if isinstance(entry, SourceSpecial):
             raise SourceDenied(f"{show_path(path)} is {entry.what}; a checkpoint is made of files")
         if not isinstance(entry, SourceFile):
@@ -151,13 +148,14 @@ def _walk(root: bytes) -> Iterator[SourceEntry]:
                     below.append(path)
                     yield SourceDirectory(path)
                 else:
-                    yield _entry(item.path, path, status)
+                    yield _entry(root, path, status)
             except OSError as error:
                 raise at_door(error, item.path) from error
         pending.extend(reversed(below))
 
 
-def _entry(full: bytes, path: bytes, status: os.stat_result) -> SourceEntry:
+def _entry(root: bytes, path: bytes, status: os.stat_result) -> SourceEntry:
+    full = os.path.join(root, path)
     mode = status.st_mode
     if stat.S_ISLNK(mode):
         return SourceLink(path, os.readlink(full))
@@ -166,7 +164,7 @@ def _entry(full: bytes, path: bytes, status: os.stat_result) -> SourceEntry:
         return SourceSpecial(path, what)
     if not os.access(full, os.R_OK, effective_ids=True):
         raise at_door(PermissionError(errno.EACCES, ""), full)
-    file = LocalFile(full, status)
+    file = LocalFile(root, path, status)
     return SourceFile(path, status.st_size, bool(mode & 0o111), file.pin, ranged=file)
 
 

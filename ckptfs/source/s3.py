@@ -19,7 +19,7 @@ from ckptfs.source.base import SourceDirectory, SourceFile
 from ckptfs.source.limits import Opening
 from ckptfs.source.listing import Listing
 from ckptfs.source.place import PlacedFile
-from ckptfs.source.s3_bytes import S3Object, S3Objects
+from ckptfs.source.s3_bytes import S3Object, S3Objects, S3Ranged
 from ckptfs.source.s3_client import S3Client
 from ckptfs.source.s3_connect import connect
 
@@ -58,7 +58,7 @@ def _exact_object(client: S3Client, objects: S3Objects, key: str) -> SourceFile 
         version=_version(head),
     )
     name = key.rpartition("/")[2].encode("utf-8", "surrogateescape")
-    return SourceFile(name, item.size_bytes, False, item.pin, ranged=objects.ranged(item))
+    return SourceFile(name, item.size_bytes, False, item.pin, ranged=S3Ranged(objects, item))
 
 
 def _version(head: dict[str, Any]) -> str:
@@ -100,7 +100,7 @@ def _entries(client: S3Client, objects: S3Objects, prefix: str) -> Iterator[Sour
                     f"restore it first ({show_path(path)})"
                 )
             pinned = S3Object(key=key, size_bytes=size, etag=item.get("ETag", ""), version="")
-            yield SourceFile(path, size, False, pinned.pin, ranged=objects.ranged(pinned))
+            yield SourceFile(path, size, False, pinned.pin, ranged=S3Ranged(objects, pinned))
 
 
 _ASLEEP = frozenset({"GLACIER", "DEEP_ARCHIVE"})

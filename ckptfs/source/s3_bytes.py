@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import OrderedDict
 from dataclasses import dataclass
 from functools import partial
 
@@ -18,10 +19,15 @@ from ckptfs.source.http_bytes import HttpRanged, Version
 from ckptfs.source.limits import Opening
 from ckptfs.source.s3_client import S3Client
 
+#: Signed URLs that are kept: far more than there are readers. Signing takes 0.1 to 1 ms.
+SIGNED_URLS = 256
+
 
 @dataclass(frozen=True, slots=True)
 class S3Object:
     """One object as it was listed. ``version`` is empty in an unversioned bucket and from listings."""
+
+    # There may be a million of these: what is needed to read one is made when it is read.
 
     key: str
     size_bytes: int
@@ -39,38 +45,47 @@ class S3Objects:
     def __init__(self, opening: Opening, client: S3Client) -> None:
         self._opening = opening
         self._client = client
+        self._lock = threading.Lock()
+        self._signed: OrderedDict[S3Object, tuple[str, float]] = OrderedDict()
         self._connections = Connections(opening, client.label(""), environment_ca_bundle())
 
-    def ranged(self, item: S3Object) -> HttpRanged:
-        return HttpRanged(
+    def read_at(self, item: S3Object, offset: int, buffer: memoryview) -> None:
+        HttpRanged(
             self._opening,
             self._client.label(item.key),
             Version(item.size_bytes, item.etag),
-            partial(self._exchange, _Signed(self._client, item)),
-        )
+            partial(self._exchange, item),
+        ).read_at(offset, buffer)
 
-    def _exchange(self, signed: _Signed, headers: dict[str, str], fresh: bool) -> urllib3.BaseHTTPResponse:
-        return self._connections.request("GET", signed.url(fresh), headers)
+    def _exchange(self, item: S3Object, headers: dict[str, str], fresh: bool) -> urllib3.BaseHTTPResponse:
+        return self._connections.request("GET", self._url(item, fresh), headers)
+
+    def _url(self, item: S3Object, fresh: bool) -> str:
+        """An object's signed URL: made when it is first needed, and again before it grows old."""
+        with self._lock:
+            url, until = self._signed.get(item, ("", 0.0))
+        if fresh or time.monotonic() >= until:
+            url, until = self._client.sign(item.key, item.version)
+            with self._lock:
+                self._signed[item] = url, until
+                if len(self._signed) > SIGNED_URLS:
+                    self._signed.popitem(last=False)
+        return url
 
     def close(self) -> None:
         self._connections.close()
         self._client.close()
 
 
-class _Signed:
-    """An object's signed URL, made when it is first needed and again before it grows old."""
+class S3Ranged:
+    """One object (:class:`~ckptfs.source.base.Ranged`)."""
 
-    __slots__ = ("_client", "_item", "_lock", "_until", "_url")
+    __slots__ = ("_item", "_objects", "size_bytes")
 
-    def __init__(self, client: S3Client, item: S3Object) -> None:
-        self._client = client
+    def __init__(self, objects: S3Objects, item: S3Object) -> None:
+        self._objects = objects
         self._item = item
-        self._lock = threading.Lock()
-        self._url = ""
-        self._until = 0.0
+        self.size_bytes = item.size_bytes
 
-    def url(self, fresh: bool) -> str:
-        with self._lock:
-            if fresh or time.monotonic() >= self._until:
-                self._url, self._until = self._client.sign(self._item.key, self._item.version)
-            return self._url
+    def read_at(self, offset: int, buffer: memoryview) -> None:
+        self._objects.read_at(self._item, offset, buffer)

@@ -193,7 +193,9 @@ class _Files:
         """Part numbers with the fingerprints of their bytes. Later records replace earlier ones."""
         with open(os.dup(self._journal), "rb") as journal:
             data = journal.read()
-        return dict(_RECORD.iter_unpack(data[: len(data) // _RECORD.size * _RECORD.size]))
+        whole = len(data) // _RECORD.size * _RECORD.size
+        os.ftruncate(self._journal, whole)  # a crash may have torn the last one
+        return dict(_RECORD.iter_unpack(data[:whole]))
 
     def forget(self) -> None:
         os.ftruncate(self._journal, 0)

@@ -157,6 +157,10 @@ class HttpServer:
         self.files.resources[path] = Resource(body, **how)
         return self.url + path
 
+    @property
+    def open_connections(self) -> int:
+        return len(self._server.connections)
+
     def reply(self, request: Request) -> Reply:
         self.requests.append(request)
         reply = self._backend(request)
@@ -180,19 +184,19 @@ class _Server(http.server.ThreadingHTTPServer):
 
     def __init__(self, owner: HttpServer) -> None:
         self.owner = owner
-        self._connections: set[socket.socket] = set()
+        self.connections: set[socket.socket] = set()
         super().__init__(("127.0.0.1", 0), _Handler)
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        self._connections.add(request)
+        self.connections.add(request)
         super().process_request(request, client_address)
 
     def shutdown_request(self, request: Any) -> None:
-        self._connections.discard(request)
+        self.connections.discard(request)
         super().shutdown_request(request)
 
     def close_connections(self) -> None:
-        for connection in list(self._connections):
+        for connection in list(self.connections):
             with contextlib.suppress(OSError):
                 connection.shutdown(socket.SHUT_RDWR)
 

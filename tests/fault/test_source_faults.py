@@ -7,6 +7,8 @@ that its fault fired.
 from __future__ import annotations
 
 import logging
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -27,6 +29,7 @@ from ckptfs.errors import (
     SourceError,
     SourceNotFound,
     SourceUnavailable,
+    StoreFull,
 )
 from ckptfs.source import tries
 from ckptfs.source.base import Source, SourceFile
@@ -518,6 +521,69 @@ def test_a_source_that_is_closed_early_stops_fetching(http_server: HttpServer, t
     began = time.monotonic()
     source.close()
     assert time.monotonic() - began < 3
+
+
+_FETCHES_UNTIL_KILLED = """
+import sys
+from ckptfs.source.open import open_source
+source = open_source(sys.argv[1], spool=sys.argv[2], report=lambda done, total: print(done, flush=True))
+for entry in source.entries():
+    stream, buffer = entry.stream(), memoryview(bytearray(1 << 20))
+    while stream.readinto(buffer):
+        pass
+"""
+
+
+def test_what_a_killed_fetch_had_is_not_fetched_again(http_server: HttpServer, tmp_path: Path) -> None:
+    url = http_server.put("/model.tar.gz", ARCHIVE)
+    # Slow from the third part on, so that the kill comes in mid-way.
+    slow = Fault(faults.drip(500_000), when=is_ranged, spare=3)
+    http_server.faults.append(slow)
+    command = [sys.executable, "-c", _FETCHES_UNTIL_KILLED, url, str(tmp_path / "spool")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
+        assert child.stdout is not None
+        for line in child.stdout:
+            if int(line) >= 16_000_000:
+                break
+        child.kill()
+    assert slow.fired
+    with open(next((tmp_path / "spool").glob("*.parts")), "ab") as journal:
+        journal.write(b"torn")  # as a record that the kill, or a power cut, left half written
+    while http_server.open_connections:  # of the child, which the kernel has closed
+        time.sleep(0.01)
+    http_server.faults.clear()
+    http_server.requests.clear()
+    for fetched_at_most in (len(ARCHIVE) - 16_000_000 + 1024, 1024):
+        with closing(open_source(url, spool=str(tmp_path / "spool"))) as source:
+            assert sum(drain(entry) for entry in source.entries()) == 36_000_000
+        assert sum(_range_bytes(request) for request in http_server.requests) <= fetched_at_most
+        http_server.requests.clear()
+
+
+@contextmanager
+def small_disk(path: Path, size_bytes: int) -> Iterator[str]:
+    path.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size_bytes}", "tmpfs", path], check=True)
+    try:
+        yield str(path)
+    finally:
+        subprocess.run(["umount", path], check=True)
+
+
+def test_a_disk_that_cannot_hold_the_spool_is_said_before_the_fetch(
+    http_server: HttpServer, tmp_path: Path
+) -> None:
+    url = http_server.put("/model.tar.gz", ARCHIVE)
+    with small_disk(tmp_path / "disk", 4 << 20) as spool:
+        with pytest.raises(StoreFull, match=r"must be fetched before.*[\d,]{10} bytes.*make room"):
+            open_source(url, spool=spool)
+        assert len(http_server.requests) == 1  # the probe
+
+
+def test_a_disk_that_fills_in_mid_fetch_is_said(http_server: HttpServer, tmp_path: Path) -> None:
+    url = http_server.put("/model.tar.gz", ARCHIVE, ranges=False, chunked=True)  # of unknown length
+    with small_disk(tmp_path / "disk", 4 << 20) as spool, pytest.raises(StoreFull, match="disk is full"):
+        open_source(url, spool=spool)
 
 
 def drain(entry: object) -> int:

@@ -464,6 +464,13 @@ def test_everything_that_gnu_tar_writes_is_understood(tmp_path: Path) -> None:
             assert b"." not in by_path
 
 
+def test_a_tar_after_the_end_mark_is_not_left_out_silently(tmp_path: Path) -> None:
+    two = maker.tarred({"a": b"1"}) + maker.tarred({"b": b"2"})
+    for name, body in (("a.tar", two), ("a.tar.gz", maker.gzipped(two))):
+        with pytest.raises(SourceCorrupt, match="something after the tar's end mark"):
+            opened(put(tmp_path, name, body))
+
+
 def test_special_files_in_a_tar_are_named(tmp_path: Path) -> None:
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w") as archive:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ssl
 import subprocess
+import threading
 from collections.abc import Iterator
 from contextlib import closing
 from email.utils import formatdate
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 
 from ckptfs.errors import (
+    Interrupted,
     SourceChanged,
     SourceCorrupt,
     SourceDenied,
@@ -359,6 +361,35 @@ def test_a_trusted_certificate_is_accepted_and_another_is_not(
         open_source(url, limits=LIMITS)
     monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
     assert only_file(url)[1] == BODY
+
+
+def test_a_cancelled_creation_hangs_up_on_tls_too(
+    tls_server: HttpServer, certificate: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+    url = tls_server.put("/model.bin", BODY)
+    cancelled = threading.Event()
+    slow = Limits(read_timeout_seconds=60)
+    with closing(open_source(url, cancelled=cancelled.is_set, limits=slow)) as source:
+        (file,) = source.entries()
+        assert isinstance(file, SourceFile)
+        hang = Fault(faults.hang(100_000))
+        tls_server.faults.append(hang)
+        timer = threading.Timer(0.3, cancelled.set)
+        timer.start()
+        with pytest.raises(Interrupted):
+            read(file)
+        timer.join()
+        assert hang.fired == 1
+
+
+def test_an_address_that_no_source_may_be_at_is_refused_behind_a_proxy_too(
+    http_server: HttpServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("http_proxy", http_server.url)
+    with pytest.raises(SourceRefused, match="link-local"):
+        open_source("http://169.254.169.254/latest/meta-data/", limits=LIMITS)
+    assert not http_server.requests
 
 
 def test_a_redirect_from_https_to_http_is_refused(

@@ -42,6 +42,16 @@ def walk(view: SeekableView, label: str) -> Iterator[tarfile.TarInfo]:
         raise SourceCorrupt(f"{label} {how} (after {tar.offset:,} bytes)")
 
 
+def check_rest(rest: memoryview, label: str) -> None:
+    """After the end mark there is padding only. What tar itself would ignore silently, another tar that
+    was appended, say, must not be missing from a checkpoint silently."""
+    if bytes(rest).strip(b"\0"):
+        raise SourceCorrupt(
+            f"{label}: there is something after the tar's end mark, another tar perhaps; unpack it yourself, "
+            "or keep the file as it is with --no-extract"
+        )
+
+
 def _open(view: SeekableView) -> tarfile.TarFile:
     return tarfile.TarFile(
         fileobj=cast("IO[bytes]", view), mode="r", encoding="utf-8", errors="surrogateescape", errorlevel=2

@@ -8,12 +8,23 @@ import bisect
 from ckptfs.errors import SourceCorrupt
 from ckptfs.model.names import show_path
 from ckptfs.source.archive.codec import Expansion
-from ckptfs.source.archive.members import LONGEST_HEADER_BYTES, is_root, raw, runs_of, walk, without_content
+from ckptfs.source.archive.members import (
+    LONGEST_HEADER_BYTES,
+    check_rest,
+    is_root,
+    raw,
+    runs_of,
+    walk,
+    without_content,
+)
 from ckptfs.source.base import Ranged, SourceFile
 from ckptfs.source.blocks import Blocks
 from ckptfs.source.limits import Opening
 from ckptfs.source.listing import Listing
 from ckptfs.source.seekable import SeekableView, SubRange
+
+#: How far after the end mark a plain tar is looked at: its padding is rarely over 10 KiB.
+_LOOKED_AT_BYTES = 64 << 10
 
 
 def list_tar(opening: Opening, blocks: Blocks, pin: str, listing: Listing, label: str) -> None:
@@ -42,6 +53,9 @@ def list_tar(opening: Opening, blocks: Blocks, pin: str, listing: Listing, label
                 ranged=content if runs is None else Sparse(content, runs, member.size),
             )
         )
+    rest = bytearray(min(_LOOKED_AT_BYTES, blocks.size_bytes - view.tell()))
+    blocks.read_at(view.tell(), memoryview(rest))
+    check_rest(memoryview(rest), label)
     if listing.total_bytes is not None:
         Expansion(label, opening.limits).check(blocks.size_bytes, listing.total_bytes)
 

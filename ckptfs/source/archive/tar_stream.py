@@ -7,7 +7,15 @@ from collections.abc import Callable, Iterator
 
 from ckptfs.errors import SourceCorrupt, SourceNotFound
 from ckptfs.model.names import show_path
-from ckptfs.source.archive.members import LONGEST_HEADER_BYTES, is_root, raw, runs_of, walk, without_content
+from ckptfs.source.archive.members import (
+    LONGEST_HEADER_BYTES,
+    check_rest,
+    is_root,
+    raw,
+    runs_of,
+    walk,
+    without_content,
+)
 from ckptfs.source.base import ByteStream, SourceEntry, SourceFile
 from ckptfs.source.limits import Opening
 from ckptfs.source.listing import check_entries
@@ -92,8 +100,9 @@ class TarStream:
             check_entries(self._label, count, self._limits)
             yield entry
         # Reading on to the end makes the decoder check what follows, its checksum above all.
-        while view.take(memoryview(bytearray(_SKIP_BYTES))):
-            pass
+        rest = memoryview(bytearray(_SKIP_BYTES))
+        while got := view.take(rest):
+            check_rest(rest[:got], self._label)
         if not count:
             raise SourceNotFound(f"{self._label} is empty: there is nothing to make a checkpoint of")
 
