@@ -8,6 +8,7 @@ the temporary directory), and both are gone afterwards. It prints figures and ra
 - ``read``: sequential reads through the mount, against pyfuse3 with default settings and no FUSE at all
 - ``sharing``: how much of the bytes in equal tensors is stored once
 - ``small_files``: 100,000 small files created, listed and removed, against the native file system
+- ``chunk_constants``: what other sizes of chunks would find and cost; why they are as they are
 - ``index``: how soon a daemon is ready over 1,000,000 chunks, and what it takes in memory
 - ``chunk_constants``: what each choice of the cut rules' constants would find and cost (a second, no daemon)
 
