@@ -27,6 +27,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+# Before any module of this room imports pyfuse3: that must find the extension's symbol.
+from ckptfs.fuse import channel as channel
+
 if TYPE_CHECKING:
     from ckptfs.fuse.session import FuseSession as FuseSession
     from ckptfs.fuse.session import MountConfig as MountConfig

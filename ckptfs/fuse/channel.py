@@ -1,6 +1,6 @@
 """FUSE passthrough as far as it is not pyfuse3's: the extension, who registers files, whether it works.
 
-The extension (_channel.c) must be in the process before pyfuse3 is, so import this module first. It
+The extension (_channel.c) must be in the process before pyfuse3 is: ckptfs/fuse/__init__.py sees to that. It
 may be absent, or ineffective, or the kernel, our privileges or the store's file system may not allow
 passthrough: each has its sentence, and reads then go through the daemon.
 """
@@ -12,7 +12,6 @@ import errno
 import importlib
 import os
 import sys
-import tempfile
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Protocol
 
@@ -114,6 +113,8 @@ _refusals = {
 
 @contextlib.contextmanager
 def _nameless_file(directory: str) -> Iterator[int]:
+    import tempfile  # a megabyte, for a process that need not probe
+
     with tempfile.TemporaryFile(dir=directory) as file:
         yield file.fileno()
 
@@ -127,7 +128,10 @@ class _Extension(Protocol):
 
 
 def _load() -> tuple[_Extension | None, str]:
-    """With RTLD_GLOBAL, so that pyfuse3's search for fuse_reply_open finds the extension's."""
+    """With RTLD_GLOBAL, so that pyfuse3's search for fuse_reply_open finds the extension's. Where pyfuse3
+    has been loaded, it has found libfuse's, and no later library changes that."""
+    if "pyfuse3" in sys.modules:
+        return None, "pyfuse3 was imported before it"
     flags = sys.getdlopenflags()
     sys.setdlopenflags(os.RTLD_NOW | os.RTLD_GLOBAL)
     try:

@@ -61,6 +61,28 @@ def test_twenty_kills_under_readers_cost_no_error_and_no_wrong_byte(tmp_path: Pa
         assert "given up" not in served.said()
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_a_hundred_kills_under_64_readers(tmp_path: Path) -> None:
+    names = [f"{kind}{n}" for kind in ("native", "served") for n in range(8)]
+    with held(tmp_path, {name: os.urandom(400_000) for name in names}) as served:
+        with reader("64", served.root, str(served.directory)) as readers:
+            for kills in range(1, 101):
+                time.sleep(0.3 + kills % 7 * 0.1)
+                served.kill_worker()
+                served.wait_ready(kills + 1)
+            time.sleep(1)
+            report = result(readers)
+        assert report["errors"] == []
+        assert report["wrong"] == report["stuck"] == 0
+        assert report["reads"] > 1000
+        # The pause that a reader sees: until the next worker is ready, and its turn among 64 threads that
+        # share one interpreter with the reads of all the others.
+        assert report["worst_seconds"] < 10
+        assert "given up" not in served.said()
+        print(report)
+
+
 def started_pids(served: Served) -> list[int]:
     return [int(e.split("pid=")[1].split()[0]) for e in served.events() if e.startswith("worker started")]
 

@@ -54,7 +54,15 @@ def test_a_backing_id_is_positive() -> None:
         channel.grant(1, 1 << 31)
 
 
-def test_it_works_when_pyfuse3_was_imported_before() -> None:
-    script = "import pyfuse3; from ckptfs.fuse import channel; print(channel.missing() or 'works')"
+@pytest.mark.parametrize(
+    ("first", "said"),
+    [
+        ("ckptfs.fuse", "works"),
+        ("ckptfs.fuse.operations", "works"),
+        ("pyfuse3", "the extension ckptfs.fuse._channel is not here (pyfuse3 was imported before it)"),
+    ],
+)
+def test_the_extension_is_there_before_pyfuse3_or_says_that_it_is_not(first: str, said: str) -> None:
+    script = f"import {first}, pyfuse3; from ckptfs.fuse import channel; print(channel.missing() or 'works')"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "works"
+    assert done.stdout.strip() == said
