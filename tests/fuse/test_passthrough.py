@@ -241,7 +241,10 @@ def test_on_a_stacked_file_system_everything_is_served(tmp_path: Path) -> None:
 
 def test_an_extension_without_effect_is_noticed_at_the_first_close(tmp_path: Path) -> None:
     """A pyfuse3 that does not search for the symbol among all libraries, as when libfuse is part of it."""
-    prelude = "sys.setdlopenflags(os.RTLD_NOW | os.RTLD_DEEPBIND); import pyfuse3; sys.setdlopenflags(2)"
+    prelude = (
+        "import ckptfs.fuse; sys.setdlopenflags(os.RTLD_NOW | os.RTLD_DEEPBIND); "
+        "import pyfuse3; sys.setdlopenflags(os.RTLD_NOW)"
+    )
     with served_alone(tmp_path, {"a": CONTENT, "b": CONTENT}, prelude=prelude) as (served, said):
         assert said == "native", "it looked well"
         for _ in range(3):
