@@ -44,7 +44,7 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class MountConfig:
-    """The mount's limits. Defaults are measured: docs/adr/0003-fuse-edge.md."""
+    """The mount's limits. Defaults are measured: docs/adr/0009-the-mounts-edge.md."""
 
     # How far the kernel reads ahead of a sequential reader, in KiB. Requests of 1 MiB need at least 1024.
     read_ahead_kib: int = 8192
