@@ -127,6 +127,8 @@ def _write(
                 checkpoint = _under_free_name(each.checkpoint, taken, report)
                 if checkpoint.name != each.checkpoint.name:
                     layout.publish(place.record(each.ordinal), placement.encode_record(checkpoint))
+                if each.problem:  # its placement is lost, and others knew all its chunks
+                    _place_again(place, each, chunks)
                 _put_checkpoint(writer, checkpoint, each.owners)
                 report.restored.append(checkpoint)
                 files = dict(each.manifest.files())
@@ -159,6 +161,12 @@ def _damage(each: Found, chunks: dict[bytes, Salvaged]) -> list[DamagedChunk]:
                 problem = "nothing says where it lies" if chunk is None else chunk.problem
                 found.append(DamagedChunk(name, file.path, offset, length, problem))
     return found
+
+
+def _place_again(place: Layout, each: Found, chunks: dict[bytes, Salvaged]) -> None:
+    assert each.checkpoint is not None
+    places = [(chunks[digest].blob, chunks[digest].offset) for digest in each.digests]
+    layout.publish(place.placement(each.ordinal), placement.encode(each.checkpoint.digest, {}, places))
 
 
 def _under_free_name(checkpoint: Checkpoint, taken: set[str], report: RebuildReport) -> Checkpoint:

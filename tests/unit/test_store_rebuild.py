@@ -166,6 +166,18 @@ def test_a_damaged_small_file_costs_its_checkpoint_only(path: str, what: str) ->
     store.close()
 
 
+def test_a_lost_placement_whose_chunks_others_know_costs_nothing(path: str) -> None:
+    store = Store.open(path)
+    twin = write(store, "twin", TREES["a"], chunk_bytes=CHUNK)
+    placed = store._core.layout.placement(twin.ordinal)
+    store.close()
+    os.unlink(placed)
+    report, store = rebuilt(path)
+    assert [c.name for c in report.restored] == ["a", "b", "see", "twin"] and report.damaged == []
+    assert read_back(store, twin) == TREES["a"]
+    store.close()
+
+
 def test_creations_and_their_blobs_go(path: str) -> None:
     store = Store.open(path)
     Writing(store, "d", {b"f": noise(7, 500_000)}, chunk_bytes=CHUNK).put_some(3)
