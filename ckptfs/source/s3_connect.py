@@ -70,7 +70,8 @@ def connect(opening: Opening, bucket: str, *, wasabi: bool = False) -> S3Client:
         region = options.get("region") or session.region_name or DEFAULT_REGION
         boto = _boto(opening, session, endpoint, region)
         _guard_addresses(boto, f"s3://{bucket} at {boto.meta.endpoint_url}")
-        if not options.get("region"):
+        # A caller's environment names a region for all buckets; Amazon knows where this one is.
+        if not endpoint or not options.get("region"):
             found = _region_of(boto, bucket)
             if found and found != region:
                 boto.close()
