@@ -35,7 +35,7 @@ _OUTPUT_BYTES = 512 << 10
 INPUT_BYTES = 256 << 10
 #: The most memory that a stream's own window may ask for: xz -9 needs 65 MiB, zstd --long=27 128 MiB.
 WINDOW_BYTES = 192 << 20
-_ZSTD_WINDOW_LOG = 27
+ZSTD_WINDOW_LOG = 27
 
 
 class Decoder(Protocol):
@@ -68,7 +68,7 @@ def _xz() -> Decoder:
 def _zstd() -> Decoder:
     return cast(
         "Decoder",
-        zstd.ZstdDecompressor(options={zstd.DecompressionParameter.window_log_max: _ZSTD_WINDOW_LOG}),
+        zstd.ZstdDecompressor(options={zstd.DecompressionParameter.window_log_max: ZSTD_WINDOW_LOG}),
     )
 
 
