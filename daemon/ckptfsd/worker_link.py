@@ -54,7 +54,8 @@ class Order(NamedTuple):
 
 
 class HolderLink:
-    """Start :meth:`run` in a nursery, then :meth:`hello`, then follow :attr:`orders`."""
+    """Say :meth:`hello`, then follow orders: outside the event loop with :meth:`wait`, inside it with
+    :meth:`run` in a nursery and :attr:`orders`. The two may alternate, as a worker that is paused does."""
 
     def __init__(self, peer: socket.socket) -> None:
         self._peer = peer
@@ -72,6 +73,16 @@ class HolderLink:
             return None
         os.set_inheritable(int(number), False)
         return cls(socket.socket(fileno=int(number)))
+
+    def wait(self) -> Order:
+        """The next order, blocking: for a worker that has no event loop yet, or none any more."""
+        while True:
+            with contextlib.suppress(trio.WouldBlock):
+                return self.orders.receive_nowait()
+            received = wire.receive(self._peer)
+            if received is None:
+                return Order("gone")
+            self._take(*received)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Receive until cancelled, or until the holder is gone."""

@@ -119,6 +119,31 @@ async def test_all_ids_in_use_are_told_and_the_last_part_says_so(
     assert told == list(range(1, count + 1))
 
 
+def test_before_and_between_event_loops_orders_are_waited_for(
+    ends: tuple[socket.socket, HolderLink],
+) -> None:
+    holder, link = ends
+
+    async def inside() -> None:
+        async with trio.open_nursery() as nursery:
+            await nursery.start(link.run)
+            wire.send(holder, {"do": "pause"})
+            assert (await link.orders.receive()).verb == "pause"
+            wire.send(holder, {"do": "upgrade_failed", "error": "it died"})
+            await trio.testing.wait_all_tasks_blocked()
+            nursery.cancel_scope.cancel()
+
+    link.hello("1")
+    wire.send(holder, {"do": "standby"})
+    assert link.wait().verb == "standby"
+    trio.run(inside)
+    assert link.wait().reason == "it died", "taken inside, and not lost"
+    wire.send(holder, {"do": "exit"})
+    assert link.wait().verb == "exit"
+    holder.close()
+    assert link.wait().verb == "gone"
+
+
 async def test_orders_come_in_order_with_their_descriptors(
     ends: tuple[socket.socket, HolderLink], nursery: trio.Nursery
 ) -> None:

@@ -113,10 +113,12 @@ class Crew:
                     self._end_upgrade("the old worker did not let go of the mount in time")
                 else:
                     worker.kill()
-            elif hang and worker.last_alive and now - worker.last_alive > hang:
-                self._log.warning("the worker hangs", pid=worker.pid, seconds=round(now - worker.last_alive))
-                worker.last_alive = 0.0
-                worker.kill()
+            elif worker.state is State.READY and hang and worker.last_alive:
+                silent = now - max(worker.last_alive, worker.ready_at)
+                if silent > hang:
+                    self._log.warning("the worker hangs", pid=worker.pid, seconds=round(silent))
+                    worker.last_alive = 0.0
+                    worker.kill()
 
     def buried(self, pid: int) -> bool:
         """Was that a worker that was dismissed? Then there is nothing more to do."""
