@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shlex
 from functools import partial
 
 import structlog
@@ -22,7 +23,7 @@ _ANSWER_SECONDS = 3.0
 
 
 async def prepare(path: str) -> tuple[str, str]:
-    """Make sure that ``path`` is an empty directory on which nothing is mounted; make it when missing.
+    """Make sure that ``path`` is an empty directory on which nothing is mounted.
 
     A mount of ckptfs whose daemon is dead is taken away first. Answers the settled path and a note
     about what was done (empty: nothing). Raises :class:`MountError`.
@@ -83,13 +84,16 @@ def _check_device() -> None:
 
 def _check_directory(path: str) -> None:
     try:
-        os.makedirs(path, mode=0o755, exist_ok=True)
         with os.scandir(path) as entries:
             first = next(entries, None)
-    except FileExistsError as error:
-        raise MountError(f"the mountpoint {path} is not a directory") from error
+    except FileNotFoundError as error:
+        # Not made: what is missing may be a disk that should be mounted there, or a slip of the pen.
+        raise MountError(
+            f"the mountpoint {path} does not exist; make it (mkdir -p {shlex.quote(path)}) "
+            "or choose another --mount"
+        ) from error
     except NotADirectoryError as error:
-        raise MountError(f"the mountpoint {path} lies below something that is not a directory") from error
+        raise MountError(f"the mountpoint {path} is not a directory") from error
     except OSError as error:
         raise MountError(
             f"the mountpoint {path} cannot be used ({error.strerror}); "

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from ckptfs.client.sync import SyncClient
@@ -62,6 +63,10 @@ class BareDaemon:
         self._log_start = 0
 
     def flags(self) -> list[str]:
+        """The arguments of a daemon that can start; the mountpoint is made unless something is there."""
+        if self.mount is not None:
+            with suppress(FileExistsError):
+                self.mount.mkdir(parents=True)
         mount = ["--no-mount"] if self.mount is None else ["--mount", str(self.mount)]
         return ["--store", str(self.store), *mount, "--socket", str(self.socket), *self.arguments]
 

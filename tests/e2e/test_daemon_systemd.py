@@ -129,7 +129,7 @@ umount -R -l /sys/fs/cgroup
 mount -t cgroup2 cgroup2 /sys/fs/cgroup
 mount -t tmpfs -o mode=755 tmpfs /run
 mount -t tmpfs -o mode=755 tmpfs /var/lib
-mkdir -p /run/systemd/system/ckptfsd.service.d
+mkdir -p /run/systemd/system/ckptfsd.service.d /run/mnt
 cp "$1"/ckptfsd.service "$1"/only.target /run/systemd/system/
 cp "$1"/extra.conf /run/systemd/system/ckptfsd.service.d/
 exec env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin container=ckptfs-test \

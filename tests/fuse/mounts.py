@@ -63,6 +63,8 @@ def start_mount(
     folder: Path, checkpoints: dict[str, Files], options: dict[str, Any], *, run_as: int | None = None
 ) -> Mount:
     """Make a store with these checkpoints and mount it, everything attached unless options say else."""
+    if "mountpoint" not in options:
+        (folder / "mount").mkdir(exist_ok=True)
     root = Path(options.pop("mountpoint", folder / "mount"))
     made = {}
     with contextlib.closing(Store.open(str(folder / "store"))) as store:

@@ -100,7 +100,7 @@ def test_the_right_to_mount(tmp_path: Path) -> None:
 
 def test_the_mountpoint(tmp_path: Path) -> None:
     place = tmp_path / "mnt"
-    assert good(fuse.mountpoint(str(place), running=False))
+    bad(fuse.mountpoint(str(place), running=False), "does not exist", "mkdir -p")
     place.mkdir()
     assert good(fuse.mountpoint(str(place), running=False))
     bad(fuse.mountpoint(str(place), running=True), "nothing is mounted", "restart the daemon")

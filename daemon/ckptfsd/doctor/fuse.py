@@ -111,7 +111,7 @@ def mountpoint(path: str, *, running: bool) -> DoctorCheck:
     if running:
         return _answer(False, f"nothing is mounted at {settled}", "restart the daemon; its log says why")
     if not os.path.lexists(settled):
-        return _answer(True, f"{settled} is not there; the daemon makes it")
+        return _answer(False, f"{settled} does not exist", f"mkdir -p {settled}, or choose another --mount")
     if not os.path.isdir(settled):
         return _answer(False, f"{settled} is not a directory", "remove it, or choose another --mount")
     if os.listdir(settled):
