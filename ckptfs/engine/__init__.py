@@ -6,7 +6,8 @@
 - ``creations``  all creations under way; ``creation`` one of them; ``ingest`` one file of it
 - ``attach``     leases of jobs
 - ``verify``     read everything, compare with the digests
-- ``view``       what the mount shows; ``reader`` a file's bytes from its extents; ``content`` for `cat`
+- ``view``       what the mount shows; ``nodes`` what stat shows of it; ``reader`` bytes from their extents;
+                 ``content`` for `cat`
 """
 
 from ckptfs.engine.config import EngineConfig

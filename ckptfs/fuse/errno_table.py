@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import errno
 
-from ckptfs.engine.view import Answer
+from ckptfs.engine.nodes import Answer
 from ckptfs.errors import CkptfsError
 
 # Of errors that the daemon's own system calls met, only these mean the same to the job. All others

@@ -23,7 +23,8 @@ import pyfuse3
 import trio
 from pyfuse3 import EntryAttributes, FileInfo, FUSEError, RequestContext, StatvfsData
 
-from ckptfs.engine.view import NAME_MAX_BYTES, ROOT_INODE, Attributes, Listed, View
+from ckptfs.engine.nodes import NAME_MAX_BYTES, ROOT_INODE, Attributes, Listed
+from ckptfs.engine.view import View
 from ckptfs.fuse.boundary import Faults, boundary
 from ckptfs.fuse.listing import LARGE_DIRECTORY, BareEntry, Listers, bare_entry
 

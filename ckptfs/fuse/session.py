@@ -31,7 +31,8 @@ import pyfuse3
 import structlog
 import trio
 
-from ckptfs.engine.view import ROOT_INODE, View
+from ckptfs.engine.nodes import ROOT_INODE
+from ckptfs.engine.view import View
 from ckptfs.errors import MountError
 from ckptfs.fuse import kernel_mount, tuning
 from ckptfs.fuse.mountinfo import Mounted, at

@@ -10,7 +10,7 @@ import trio
 from pyfuse3 import FUSEError
 
 from ckptfs import errors
-from ckptfs.engine.view import Answer
+from ckptfs.engine.nodes import Answer
 from ckptfs.fuse.boundary import Faults, boundary
 from ckptfs.fuse.errno_table import answer_for, is_fault
 

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import trio
 
-from ckptfs.engine.view import ROOT_INODE, Answer, Attributes, View
+from ckptfs.engine.nodes import ROOT_INODE, Answer, Attributes
+from ckptfs.engine.view import View
 from ckptfs.errors import StoreDamaged
 from ckptfs.store import Checkpoint, Store
 from ckptfs.testing.checkpoints import To, make_checkpoint, noise
