@@ -28,7 +28,7 @@ class Listing:
         self.key = key
         self._label = label
         self._limits = limits
-        self.on_close = close
+        self._close = close
         self._entries: list[SourceEntry] = []
         self._known_bytes = 0
         #: None when a file's size is not known before it is read.
@@ -58,7 +58,7 @@ class Listing:
         return iter(self._entries)
 
     def close(self) -> None:
-        self.on_close()
+        self._close()
 
 
 def check_size(label: str, size_bytes: int, limits: Limits) -> None:

@@ -111,11 +111,15 @@ class Spool:
         if self._opening.report is not None:
             self._opening.report(self._arrived_bytes, self.size_bytes)
 
-    def close(self) -> None:
-        """Stop fetching. What arrived stays in the spool directory, which the engine removes."""
+    def stop(self) -> None:
+        """Let go of whoever waits here. The files stay open until :meth:`close`."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
+
+    def close(self) -> None:
+        """Stop fetching. What arrived stays in the spool directory, which the engine removes."""
+        self.stop()
         for thread in self._threads:
             thread.join()
         self._files.close()
@@ -156,6 +160,9 @@ class SpooledStream:
 
     def read_at(self, offset: int, buffer: memoryview) -> None:
         self._files.read_at(offset, buffer)
+
+    def stop(self) -> None:
+        """Nobody waits here: everything has arrived."""
 
     def close(self) -> None:
         self._files.close()

@@ -19,6 +19,7 @@ from ckptfs.source.archive.members import (
 from ckptfs.source.base import ByteStream, SourceEntry, SourceFile
 from ckptfs.source.limits import Opening
 from ckptfs.source.listing import check_entries
+from ckptfs.source.place import PlacedFile
 from ckptfs.source.seekable import SeekableView
 
 _SKIP_BYTES = 256 << 10
@@ -67,16 +68,15 @@ class TarStream:
     total_bytes: int | None = None
 
     def __init__(
-        self, opening: Opening, kind: str, key: str, label: str, pin: str, stream: ByteStream
+        self, opening: Opening, place: PlacedFile, stream: ByteStream, close: Callable[[], None]
     ) -> None:
-        self.kind = kind
-        self.key = key
-        self._label = label
-        self._limits = opening.limits
+        self.kind = place.kind
+        self.key = place.key
+        self._label = place.label
+        self._pin = place.file.pin
         self._opening = opening
-        self._pin = pin
         self._stream = stream
-        self.on_close: Callable[[], None] = stream.close
+        self._close = close
 
     def entries(self) -> Iterator[SourceEntry]:
         view = ForwardView(self._stream, self._label)
@@ -97,7 +97,7 @@ class TarStream:
             elif is_root(entry.path):
                 continue
             count += 1
-            check_entries(self._label, count, self._limits)
+            check_entries(self._label, count, self._opening.limits)
             yield entry
         # Reading on to the end makes the decoder check what follows, its checksum above all.
         rest = memoryview(bytearray(_SKIP_BYTES))
@@ -107,7 +107,7 @@ class TarStream:
             raise SourceNotFound(f"{self._label} is empty: there is nothing to make a checkpoint of")
 
     def close(self) -> None:
-        self.on_close()
+        self._close()
 
 
 class _Member:
