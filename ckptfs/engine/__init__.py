@@ -3,7 +3,8 @@
 - ``engine``     the facade that the daemon's control interface and the mount use
 - ``config``     every limit, with its unit
 - ``catalog``    what checkpoints there are; references; tree
-- ``creations``  all creations under way; ``creation`` one of them; ``ingest`` one file of it
+- ``creations``  all creations under way; ``creation`` one of them; ``reading`` all that its source holds;
+                 ``ingest`` one file of it
 - ``attach``     leases of jobs
 - ``verify``     read everything, compare with the digests
 - ``view``       what the mount shows; ``nodes`` what stat shows of it; ``reader`` bytes from their extents;

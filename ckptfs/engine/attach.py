@@ -20,7 +20,14 @@ import structlog
 import trio
 
 from ckptfs.engine.config import EngineConfig
-from ckptfs.errors import Conflict, MountError, NotFound, PermissionDenied, SpecificationError
+from ckptfs.errors import (
+    CkptfsError,
+    Conflict,
+    MountError,
+    NotFound,
+    PermissionDenied,
+    SpecificationError,
+)
 from ckptfs.model.digest import text_id
 from ckptfs.model.names import check_job_id
 from ckptfs.model.records import JobCheckpoint, JobInfo
@@ -34,6 +41,12 @@ JOB_PATH_ALIAS = "/opt/ml/checkpoint"
 PATH_VARIABLES = ("TRAINML_CHECKPOINT_PATH", "ML_CHECKPOINT_PATH")
 
 _MAX_TTL_SECONDS = 366 * 24 * 3600.0
+
+# When a lease could not be ended (a full disk, no descriptors left). Until then the job keeps it.
+_TRY_AGAIN_SECONDS = 10.0
+
+# The wall clock may jump: times are looked at this often at least.
+_LOOK_SECONDS = 60.0
 
 
 class Leases:
@@ -49,7 +62,7 @@ class Leases:
         }
         self._attached: dict[str, Checkpoint] = {}
         self._nursery: trio.Nursery | None = None
-        self._watched: set[str] = set()
+        self._watched: set[tuple[str, int, int | None]] = set()
         self._soonest = trio.Event()
         self.refresh()
 
@@ -186,52 +199,84 @@ class Leases:
                 self._watch(job)
             while True:
                 self._soonest = trio.Event()
-                now = time.time()
-                for job in {
-                    lease.job for lease in self._leases.values() if lease.expires and lease.expires <= now
-                }:
-                    self.detach(job, why="its time ran out")
-                times = [lease.expires for lease in self._leases.values() if lease.expires]
-                # The wall clock may jump: look again at least once a minute.
-                with trio.move_on_after(min(60.0, max(0.0, min(times) - now)) if times else 60.0):
+                with trio.move_on_after(self._end_expired()):
                     await self._soonest.wait()
+
+    def _end_expired(self) -> float:
+        """End what has run out of time; in how many seconds to look again."""
+        now = time.time()
+        for job in {lease.job for lease in self._leases.values() if lease.expires and lease.expires <= now}:
+            if not self._end(job, why="its time ran out"):
+                return _TRY_AGAIN_SECONDS
+        times = [lease.expires for lease in self._leases.values() if lease.expires]
+        return min(_LOOK_SECONDS, max(0.0, min(times) - now)) if times else _LOOK_SECONDS
+
+    def _end(self, job: str, *, why: str) -> bool:
+        """Detach in the background, where nobody hears of an error; False when it has to be tried again."""
+        try:
+            self.detach(job, why=why)
+        except CkptfsError as error:
+            log.error("a lease could not be ended, trying again", job=job, why=why, reason=str(error))
+            return False
+        return True
 
     def _watch(self, job: str) -> None:
         lease = next((lease for (of, _), lease in self._leases.items() if of == job), None)
-        if lease is None or lease.pid is None or self._nursery is None or job in self._watched:
+        if lease is None or lease.pid is None or self._nursery is None:
             return
-        self._watched.add(job)
-        self._nursery.start_soon(self._until_exit, job, lease.pid, lease.pid_start)
+        watch = (job, lease.pid, lease.pid_start)
+        if watch not in self._watched:
+            self._watched.add(watch)
+            self._nursery.start_soon(self._until_exit, *watch)
 
     async def _until_exit(self, job: str, pid: int, start: int | None) -> None:
         try:
-            try:
-                pidfd = os.pidfd_open(pid)
-            except ProcessLookupError:
-                pidfd = -1
-            try:
-                # Opened first, compared then: a number that was used again meanwhile shows here.
-                if pidfd >= 0 and process_start(pid) == start:
-                    await trio.lowlevel.wait_readable(pidfd)
-            finally:
-                if pidfd >= 0:
-                    trio.lowlevel.notify_closing(pidfd)
-                    os.close(pidfd)
+            await _exited(pid, start)
+            # The job may have been detached since, and attached again by another process.
+            while self._is_bound(job, pid, start):
+                if self._end(job, why="its process ended"):
+                    break
+                await trio.sleep(_TRY_AGAIN_SECONDS)
         finally:
-            self._watched.discard(job)
-        mine = {(lease.pid, lease.pid_start) for (of, _), lease in self._leases.items() if of == job}
-        if mine == {(pid, start)}:
-            self.detach(job, why="its process ended")
-        else:
-            self._watch(job)
+            self._watched.discard((job, pid, start))
+
+    def _is_bound(self, job: str, pid: int, start: int | None) -> bool:
+        mine = {(lease.pid, lease.pid_start) for lease in self._leases.values() if lease.job == job}
+        return mine == {(pid, start)}
+
+
+async def _exited(pid: int, start: int | None) -> None:
+    """Wait for the end of a process, which may have been long ago."""
+    while True:
+        try:
+            pidfd = os.pidfd_open(pid)
+        except ProcessLookupError:
+            return
+        except OSError as error:  # no descriptors left: that says nothing about the process
+            log.error("a job's process cannot be watched, trying again", pid=pid, reason=str(error))
+            await trio.sleep(_TRY_AGAIN_SECONDS)
+            continue
+        try:
+            # Opened first, compared then: a number that was used again meanwhile shows here.
+            if process_start(pid) == start:
+                await trio.lowlevel.wait_readable(pidfd)
+            return
+        except OSError as error:
+            log.error("a job's process cannot be watched, trying again", pid=pid, reason=str(error))
+        finally:
+            trio.lowlevel.notify_closing(pidfd)
+            os.close(pidfd)
+        await trio.sleep(_TRY_AGAIN_SECONDS)
 
 
 def process_start(pid: int) -> int | None:
     """When a process started, in clock ticks since boot (proc(5), field 22 of stat); None when it is
-    gone or a zombie. Together with the number it names one process for ever."""
+    gone, a zombie or not to be seen. Together with the number it names one process for ever.
+
+    Raises OSError where that cannot be told (no descriptors left)."""
     try:
         with open(f"/proc/{pid}/stat", "rb") as stat:
             fields = stat.read().rpartition(b")")[2].split()
-    except OSError:
+    except (FileNotFoundError, ProcessLookupError, PermissionError):
         return None
     return None if fields[0] == b"Z" else int(fields[19])

@@ -131,17 +131,13 @@ class Catalog:
             jobs=self._jobs_of(checkpoint.ordinal),
         )
 
-    def show(self, found: Found) -> CheckpointInfo:
-        """With what it takes in the store. Reads every chunk's row: call in a thread."""
-        info = self.info(found)
-        if found.ready is None:
-            return info
-        usage = self._store.usage(found.ready.ordinal)
+    def add_usage(self, checkpoint: Checkpoint, info: CheckpointInfo) -> None:
+        """Say what a checkpoint takes in the store. Reads every chunk's row: call in a thread."""
+        usage = self._store.usage(checkpoint.ordinal)
         info.stored_bytes = usage.stored_bytes
         info.unique_bytes = usage.unique_bytes
         info.shared_bytes = usage.shared_bytes
-        info.whole_files = sum(self._whole(found.ready))
-        return info
+        info.whole_files = sum(self._whole(checkpoint))
 
     def _whole(self, checkpoint: Checkpoint) -> builtins.list[bool]:
         own = self._store.own_blobs(checkpoint.ordinal)

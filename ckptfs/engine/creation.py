@@ -1,9 +1,9 @@
 """One creation: from a source to a published checkpoint.
 
 The creation is a task of the engine's nursery, not of the request that asked for it. It moves through
-listing, reading and finishing; worker threads move the bytes (:mod:`ckptfs.engine.ingest`), one task
-commits what was put every few seconds, and the first error ends them all. Whatever happens, the name
-is absent until :meth:`Draft.publish`, which is one transaction.
+listing, reading (:mod:`ckptfs.engine.reading`) and finishing; one task commits what was put every few
+seconds, and the first error ends them all. Whatever happens, the name is absent until
+:meth:`Draft.publish`, which is one transaction.
 
 What a failure leaves depends on whose fault it is: where a later try can go on (the source died, the
 daemon stops, somebody cancelled), what arrived is kept for a resume; where it cannot (a corrupt
@@ -15,43 +15,30 @@ from __future__ import annotations
 import contextlib
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from functools import partial
-from typing import TypeVar
 
 import structlog
 import trio
 from blake3 import blake3
 
-from ckptfs.engine import ingest
 from ckptfs.engine.config import EngineConfig
-from ckptfs.errors import CkptfsError, Interrupted, SourceError, SourceNotFound, SourceTooLarge, StoreFull
+from ckptfs.engine.ingest import Meter
+from ckptfs.engine.reading import Reading, in_thread
+from ckptfs.errors import CkptfsError, Interrupted, SourceError, SourceNotFound, StoreFull
 from ckptfs.model import manifest
-from ckptfs.model.admission import Admission, normalise
+from ckptfs.model.admission import normalise
 from ckptfs.model.names import show_path
 from ckptfs.model.records import CheckpointInfo, CreateRequest, Progress
 from ckptfs.model.sizes import format_bytes
-from ckptfs.source.base import (
-    Source,
-    SourceDirectory,
-    SourceEntry,
-    SourceFile,
-    SourceHardlink,
-    SourceLink,
-    SourceSpecial,
-)
+from ckptfs.source.base import Source
 from ckptfs.source.open import Limits, open_source, public_uri, source_type_of
 from ckptfs.source.uri import key_of
-from ckptfs.store import Checkpoint, Draft, DraftFile, Store
+from ckptfs.store import Checkpoint, Draft, Store
 
 log = structlog.get_logger(__name__)
 
-# Small files are read, cut and put in batches: one hop to a thread for many of them.
-_BATCH_FILES = 256
-_SMALL_BYTES = 1 << 20
 _RATE_WINDOW_SECONDS = 10.0
-
-T = TypeVar("T")
 
 
 def request_key(request: CreateRequest) -> str:
@@ -74,16 +61,20 @@ class Creation:
         self.created = time.time()
         self.error: CkptfsError | None = None
         self.checkpoint: Checkpoint | None = None
-        self.cancel_requested = False
+        #: Around the wait for its turn; cancelled by :meth:`cancel`.
+        self.waiting = trio.CancelScope()
         self.done = trio.Event()
         self._store = store
         self._config = config
         self._phase = ""
-        self._bytes_total = 0
-        self._files_total = 0
         self._spooled: tuple[int, int] = (0, 0)
-        self._meter = ingest.Meter(config.max_checkpoint_bytes, lambda: self.cancel_requested)
+        self._meter = Meter(config.max_checkpoint_bytes)
         self._samples: deque[tuple[float, int]] = deque()
+
+    def cancel(self) -> None:
+        """Stop at the next step, or at once while it waits for its turn; ``done`` says when it did."""
+        self._meter.cancelled = True
+        self.waiting.cancel()
 
     # --- What others see -------------------------------------------------------------------------
 
@@ -100,9 +91,9 @@ class Creation:
             id=self.id,
             name=self.request.name,
             status=self.status,  # type: ignore[arg-type]
-            size=self._bytes_total,
+            size=self._meter.bytes_total,
             billed_size=0,
-            files=self._files_total,
+            files=self._meter.files_total,
             created=self.created,
             creation=self.id,
             source_type=source_type_of(self.request.source_uri, self.request.source_type),
@@ -113,7 +104,7 @@ class Creation:
         )
 
     def _progress(self) -> Progress:
-        done, total = self._meter.bytes_done, self._bytes_total
+        done, total = self._meter.bytes_done, self._meter.bytes_total
         if self._phase == "fetching":
             done, total = self._spooled
         now = time.monotonic()
@@ -128,7 +119,7 @@ class Creation:
             bytes_done=done,
             bytes_total=total,
             files_done=self._meter.files_done,
-            files_total=self._files_total,
+            files_total=self._meter.files_total,
             bytes_reused=self._meter.bytes_reused,
             rate_bytes_per_second=rate,
             eta_seconds=(total - done) / rate if rate > 0 and total >= done else None,
@@ -145,7 +136,8 @@ class Creation:
         """Make the checkpoint. Never raises but for cancellation: the outcome is in ``self``."""
         draft: Draft | None = None
         try:
-            draft = await _in_thread(limiter, self._begin)
+            draft = await in_thread(limiter, self._begin)
+            self._meter.check()
             self.checkpoint = await self._make(draft, limiter)
             log.info(
                 "checkpoint ready",
@@ -161,7 +153,7 @@ class Creation:
             )
             if draft is not None:
                 with trio.CancelScope(shield=True):
-                    await _in_thread(limiter, draft.release)
+                    await in_thread(limiter, draft.release)
             raise
         except BaseException as raised:
             error = _first_of(raised, self.request)
@@ -195,34 +187,31 @@ class Creation:
         tell("creation failed", checkpoint=self.request.name, code=error.code, reason=str(error), kept=keep)
         try:
             with trio.CancelScope(shield=True):
-                await _in_thread(limiter, partial(draft.fail, str(error), error.code, keep=keep))
+                await in_thread(limiter, partial(draft.fail, str(error), error.code, keep=keep))
         except CkptfsError as second:
             # The disk that failed the creation may fail this too; the start-up sweep will do it then.
             log.error("could not record a failed creation", checkpoint=self.request.name, reason=str(second))
 
     async def _make(self, draft: Draft, limiter: trio.CapacityLimiter) -> Checkpoint:
         self._enter("listing")
-        source = await _in_thread(limiter, partial(self._open, draft))
+        source = await in_thread(limiter, partial(self._open, draft))
         try:
-            admission = Admission(max_entries=self._config.max_entries)
-            files: dict[bytes, tuple[bool, DraftFile]] = {}
-            hardlinks: list[SourceHardlink] = []
+            reading = Reading(draft, self._config, self._meter)
             async with self._committing(draft, limiter):
                 if source.sequential:
                     self._enter("reading")
-                    self._bytes_total = source.total_bytes or 0
-                    work = partial(self._read_in_order, source, draft, admission, files, hardlinks)
-                    await _in_thread(limiter, work)
+                    self._meter.bytes_total = source.total_bytes or 0
+                    await in_thread(limiter, partial(reading.in_order, source))
                 else:
-                    listed = await _in_thread(limiter, partial(self._list, source, admission, hardlinks))
-                    self._check_room(draft, sum(f.size_bytes or 0 for f in listed))
+                    listed = await in_thread(limiter, partial(reading.listed, source))
+                    self._check_room(draft, self._meter.bytes_total)
                     self._enter("reading")
-                    await self._read_any_order(source, draft, listed, files, limiter)
+                    await reading.in_any_order(source, listed, limiter)
             self._enter("finishing")
-            return await _in_thread(limiter, partial(self._publish, draft, admission, files, hardlinks))
+            return await in_thread(limiter, partial(self._publish, draft, reading))
         finally:
             with trio.CancelScope(shield=True):
-                await _in_thread(limiter, source.close)
+                await in_thread(limiter, source.close)
 
     def _open(self, draft: Draft) -> Source:
         config = self._config
@@ -248,28 +237,8 @@ class Creation:
                 retries=config.retries,
             ),
             report=fetched,
-            cancelled=lambda: self.cancel_requested,
+            cancelled=self._meter.is_over,
         )
-
-    def _list(
-        self, source: Source, admission: Admission, hardlinks: list[SourceHardlink]
-    ) -> list[SourceFile]:
-        files: list[SourceFile] = []
-        total = 0
-        for entry in source.entries():
-            self._meter.check()
-            file = _admit(admission, entry, hardlinks)
-            if file is not None:
-                files.append(file)
-                total += file.size_bytes or 0
-                if total > self._config.max_checkpoint_bytes:
-                    raise SourceTooLarge(
-                        f"the source holds more than the {format_bytes(self._config.max_checkpoint_bytes)} "
-                        "that one checkpoint may have (store.max_checkpoint_bytes)"
-                    )
-        self._files_total = len(files)
-        self._bytes_total = total
-        return files
 
     def _check_room(self, draft: Draft, total_bytes: int) -> None:
         free = self._store.disk_free_bytes() - self._reserve_bytes()
@@ -280,6 +249,13 @@ class Creation:
                 f"{self.request.name!r} needs {format_bytes(needed)} and the store has "
                 f"{format_bytes(max(0, free))} free beside its reserve of {reserve}; "
                 "remove checkpoints that nobody needs, or give the store a larger disk"
+            )
+
+    def _check_reserve(self) -> None:
+        if self._store.disk_free_bytes() < self._reserve_bytes():
+            raise StoreFull(
+                f"{self.request.name!r} does not fit: the store's disk has less than its reserve of "
+                f"{format_bytes(self._reserve_bytes())} free; remove checkpoints that nobody needs"
             )
 
     def _reserve_bytes(self) -> int:
@@ -301,119 +277,19 @@ class Creation:
                 ):
                     continue
                 committed_bytes = self._meter.bytes_done
-                await _in_thread(limiter, draft.commit)
+                with self._meter.failing_together():
+                    await in_thread(limiter, draft.commit)
+                    self._check_reserve()
                 committed_at = time.monotonic()
-                if self._store.disk_free_bytes() < self._reserve_bytes():
-                    raise StoreFull(
-                        f"{self.request.name!r} does not fit: the store's disk has less than its reserve of "
-                        f"{format_bytes(self._reserve_bytes())} free; remove checkpoints that nobody needs"
-                    )
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(commit_now_and_then)
             yield
             nursery.cancel_scope.cancel()
 
-    async def _read_any_order(
-        self,
-        source: Source,
-        draft: Draft,
-        listed: list[SourceFile],
-        files: dict[bytes, tuple[bool, DraftFile]],
-        limiter: trio.CapacityLimiter,
-    ) -> None:
-        """Fan the files out over workers, each with a buffer of its own."""
-        config = self._config
-        workers = config.workers if source.kind == "local" else config.remote_workers
-        send, receive = trio.open_memory_channel[Callable[[memoryview], None]](workers)
-
-        async def work() -> None:
-            buffer = ingest.new_buffer(config.buffer_bytes)
-            async for bring in receive:
-                await _in_thread(limiter, partial(bring, buffer))
-
-        async with trio.open_nursery() as nursery:
-            for _ in range(workers):
-                nursery.start_soon(work)
-            async with send:
-                batch: list[tuple[SourceFile, DraftFile]] = []
-                batch_bytes = 0
-                for file in listed:
-                    draft_file = draft.file(ingest.file_key(file), file.size_bytes)
-                    files[file.path] = (file.executable, draft_file)
-                    if file.ranged is None:
-                        await send.send(partial(self._bring_stream, file, draft_file))
-                        continue
-                    assert file.size_bytes is not None
-                    if file.size_bytes > _SMALL_BYTES:
-                        runs = await _in_thread(
-                            limiter, partial(ingest.plan, file, draft_file, config.buffer_bytes, self._meter)
-                        )
-                        for run in runs:
-                            await send.send(partial(self._bring_run, run))
-                        self._meter.file_done()
-                        continue
-                    batch.append((file, draft_file))
-                    batch_bytes += file.size_bytes
-                    if len(batch) == _BATCH_FILES or batch_bytes > 4 * _SMALL_BYTES:
-                        await send.send(partial(self._bring_small, batch))
-                        batch, batch_bytes = [], 0
-                if batch:
-                    await send.send(partial(self._bring_small, batch))
-
-    def _bring_run(self, run: ingest.Run, buffer: memoryview) -> None:
-        ingest.bring_run(run, buffer, self._meter)
-
-    def _bring_small(self, batch: list[tuple[SourceFile, DraftFile]], buffer: memoryview) -> None:
-        ingest.bring_small(batch, buffer, self._meter)
-
-    def _bring_stream(self, file: SourceFile, draft_file: DraftFile, buffer: memoryview) -> None:
-        assert file.stream is not None
-        lengths = draft_file.lengths
-        if lengths is not None and file.size_bytes is not None and len(draft_file.known) == len(lengths):
-            self._meter.moved(file.size_bytes, reused=True)
-            self._meter.file_done()
-            return
-        stream = file.stream()
-        try:
-            ingest.bring_stream(file, draft_file, stream, buffer, self._meter)
-        finally:
-            stream.close()
-
-    def _read_in_order(
-        self,
-        source: Source,
-        draft: Draft,
-        admission: Admission,
-        files: dict[bytes, tuple[bool, DraftFile]],
-        hardlinks: list[SourceHardlink],
-    ) -> None:
-        """A sequential source, in one thread: the decompressor is what it waits for."""
-        buffer = ingest.new_buffer(self._config.buffer_bytes)
-        for entry in source.entries():
-            self._meter.check()
-            file = _admit(admission, entry, hardlinks)
-            if file is None:
-                continue
-            self._files_total += 1
-            assert file.stream is not None
-            draft_file = draft.file(ingest.file_key(file), file.size_bytes)
-            stream = file.stream()
-            try:
-                ingest.bring_stream(file, draft_file, stream, buffer, self._meter)
-            finally:
-                stream.close()
-            files[file.path] = (file.executable, draft_file)
-
-    def _publish(
-        self,
-        draft: Draft,
-        admission: Admission,
-        files: dict[bytes, tuple[bool, DraftFile]],
-        hardlinks: list[SourceHardlink],
-    ) -> Checkpoint:
-        files = {normalise(path): value for path, value in files.items()}
-        for link in hardlinks:
+    def _publish(self, draft: Draft, reading: Reading) -> Checkpoint:
+        files = {normalise(path): value for path, value in reading.files.items()}
+        for link in reading.hardlinks:
             target = files.get(normalise(link.target))
             if target is None:
                 raise SourceNotFound(
@@ -421,7 +297,7 @@ class Creation:
                     "which the source does not have"
                 )
             files[normalise(link.path)] = target
-        entries: list[manifest.Entry] = list(admission.finish())
+        entries: list[manifest.Entry] = list(reading.admission.finish())
         if not entries and not files:
             raise SourceNotFound(
                 f"the source of {self.request.name!r} is empty: there is nothing to make a checkpoint of"
@@ -442,33 +318,12 @@ class Creation:
         )
 
 
-def _admit(admission: Admission, entry: SourceEntry, hardlinks: list[SourceHardlink]) -> SourceFile | None:
-    """Hold one entry against the rules; returns it when it is a file whose bytes are to be read."""
-    if isinstance(entry, SourceFile):
-        admission.file(entry.path, entry.executable)
-        return entry
-    if isinstance(entry, SourceDirectory):
-        admission.directory(entry.path)
-    elif isinstance(entry, SourceLink):
-        admission.link(entry.path, entry.target)
-    elif isinstance(entry, SourceHardlink):
-        admission.file(entry.path, False)
-        hardlinks.append(entry)
-    elif isinstance(entry, SourceSpecial):
-        admission.special(entry.path, entry.what)
-    return None
-
-
-async def _in_thread(limiter: trio.CapacityLimiter, call: Callable[[], T]) -> T:
-    return await trio.to_thread.run_sync(call, limiter=limiter)
-
-
 def _first_of(raised: BaseException, request: CreateRequest) -> CkptfsError:
     """The one error to tell of: workers that fail together raise a group."""
     while isinstance(raised, BaseExceptionGroup):
-        ours = raised.subgroup(CkptfsError)
-        # Others may only have noticed that the first one failed.
-        raised = (ours or raised).exceptions[0]
+        ours = raised.subgroup(CkptfsError) or raised
+        # The others only noticed that one had failed.
+        raised = (ours.split(Interrupted)[1] or ours).exceptions[0]
     source = public_uri(request.source_uri)
     if isinstance(raised, CkptfsError):
         if isinstance(raised, SourceError) and source not in raised.message:
@@ -477,4 +332,8 @@ def _first_of(raised: BaseException, request: CreateRequest) -> CkptfsError:
     if not isinstance(raised, Exception):
         raise raised
     log.error("unexpected error in a creation", checkpoint=request.name, exc_info=raised)
-    return CkptfsError(f"unexpected {type(raised).__name__} while creating {request.name!r}: {raised}")
+    # Not its text, which anybody can read in the record: it may hold a URL with its signature.
+    return CkptfsError(
+        f"unexpected {type(raised).__name__} while creating {request.name!r}; "
+        "the daemon's log has the details"
+    )

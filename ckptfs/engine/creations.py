@@ -14,7 +14,7 @@ import trio
 
 from ckptfs.engine.config import EngineConfig
 from ckptfs.engine.creation import Creation
-from ckptfs.errors import NameTaken, SpecificationError
+from ckptfs.errors import CkptfsError, Conflict, NameTaken, NotFound, SpecificationError
 from ckptfs.model.names import check_checkpoint_name
 from ckptfs.model.records import CreateRequest
 from ckptfs.source.open import check_request
@@ -68,18 +68,23 @@ class Creations:
         return creation
 
     async def _run(self, creation: Creation) -> None:
+        has_slot = False
         try:
-            async with self._slots:
-                workers = max(self._config.workers, self._config.remote_workers)
-                await creation.run(trio.CapacityLimiter(workers + _EXTRA_THREADS))
+            with creation.waiting:  # a cancelled one needs no turn to say that it ended
+                await self._slots.acquire()
+                has_slot = True
+            workers = max(self._config.workers, self._config.remote_workers)
+            await creation.run(trio.CapacityLimiter(workers + _EXTRA_THREADS))
         finally:
-            self.counters["creations_failed" if creation.error else "creations_ready"] += 1
+            if has_slot:
+                self._slots.release()
+            self.counters["creations_ready" if creation.checkpoint else "creations_failed"] += 1
             del self._running[creation.id]
 
     async def stop(self) -> None:
         """Interrupt all creations; what they brought in stays for a resume."""
         for creation in self.active():
-            creation.cancel_requested = True
+            creation.cancel()
         for creation in self.active():
             await creation.done.wait()
 
@@ -88,6 +93,13 @@ class Creations:
         oldest = time.time() - self._config.draft_retention_seconds
         active = {c.id for c in self.active()}
         for draft in self._store.drafts():
-            if draft.creation not in active and draft.created < oldest:
-                log.info("failed creation forgotten", checkpoint=draft.name, bytes=draft.bytes_kept)
+            if draft.creation in active or draft.created >= oldest:
+                continue
+            try:
                 self._store.drop_draft(draft.ordinal)
+            except (NotFound, Conflict):  # somebody removed it, or goes on with it, this very moment
+                continue
+            except CkptfsError as error:
+                log.error("could not forget a failed creation", checkpoint=draft.name, reason=str(error))
+            else:
+                log.info("failed creation forgotten", checkpoint=draft.name, bytes=draft.bytes_kept)

@@ -29,7 +29,7 @@ from ckptfs.engine.creations import Creations
 from ckptfs.engine.reader import FileReader
 from ckptfs.engine.verify import verify
 from ckptfs.engine.view import View
-from ckptfs.errors import Conflict, InUse, NameTaken, NotFound, PermissionDenied
+from ckptfs.errors import CkptfsError, Conflict, InUse, NameTaken, NotFound, PermissionDenied
 from ckptfs.model.names import check_checkpoint_name
 from ckptfs.model.records import (
     AttachRequest,
@@ -60,6 +60,7 @@ class Engine:
         self._leases.on_change = self.view.refresh
         self._reading: Counter[int] = Counter()  # ordinals that something here reads
         self._going: set[int] = set()  # ordinals that are being removed
+        self._renaming: set[int] = set()
         self._nursery: trio.Nursery | None = None
         self._stack = contextlib.AsyncExitStack()
 
@@ -78,7 +79,10 @@ class Engine:
 
     async def _sweep(self) -> None:
         while True:
-            await trio.to_thread.run_sync(self._creations.sweep)
+            try:
+                await trio.to_thread.run_sync(self._creations.sweep)
+            except CkptfsError as error:  # a full disk: tried again, and who needs it now is told
+                log.error("what failed creations left could not be given back", reason=str(error))
             await trio.sleep(_SWEEP_SECONDS)
 
     # --- Creation --------------------------------------------------------------------------------
@@ -93,7 +97,7 @@ class Engine:
         found = self._catalog.find(ref)
         if found.under_way is None:
             raise Conflict(f"checkpoint {found.name!r} is not being created: there is nothing to cancel")
-        found.under_way.cancel_requested = True
+        found.under_way.cancel()
         await found.under_way.done.wait()
         return found.under_way.info()
 
@@ -107,8 +111,11 @@ class Engine:
 
     async def show(self, ref: str) -> CheckpointInfo:
         found = self._catalog.find(ref)
-        with self._hold(found.ready):
-            return await trio.to_thread.run_sync(self._catalog.show, found)
+        info = self._catalog.info(found)
+        if found.ready is not None:
+            with self._hold(found.ready):
+                await trio.to_thread.run_sync(self._catalog.add_usage, found.ready, info)
+        return info
 
     async def tree(self, ref: str, path: bytes = b"") -> builtins.list[TreeEntry]:
         checkpoint = self._catalog.ready(ref)
@@ -177,8 +184,14 @@ class Engine:
                 "it can be renamed when they are detached",
                 jobs=jobs,
             )
+        if checkpoint.ordinal in self._renaming:
+            raise Conflict(f"checkpoint {checkpoint.name!r} is being renamed already")
         with self._hold(checkpoint):
-            await trio.to_thread.run_sync(self._store.rename, checkpoint.ordinal, new_name)
+            self._renaming.add(checkpoint.ordinal)
+            try:
+                await trio.to_thread.run_sync(self._store.rename, checkpoint.ordinal, new_name)
+            finally:
+                self._renaming.discard(checkpoint.ordinal)
         self._leases.refresh()
         renamed = self._store.by_ordinal(checkpoint.ordinal)
         assert renamed is not None
@@ -235,11 +248,8 @@ class Engine:
         log.info("removed", checkpoint=name, bytes_freed=report.bytes_freed, chunks_freed=report.chunks_freed)
 
     @contextlib.contextmanager
-    def _hold(self, checkpoint: Checkpoint | None) -> Iterator[None]:
+    def _hold(self, checkpoint: Checkpoint) -> Iterator[None]:
         """While the body runs, the checkpoint is not removed."""
-        if checkpoint is None:
-            yield
-            return
         if checkpoint.ordinal in self._going:
             raise NotFound(f"checkpoint {checkpoint.name!r} is being removed")
         self._reading[checkpoint.ordinal] += 1
@@ -259,6 +269,8 @@ class Engine:
             checkpoint = self._catalog.ready(ref)
             if checkpoint.ordinal in self._going:
                 raise NotFound(f"checkpoint {checkpoint.name!r} is being removed")
+            if checkpoint.ordinal in self._renaming:
+                raise Conflict(f"checkpoint {checkpoint.name!r} is being renamed; attach it by its new name")
             if checkpoint not in checkpoints:
                 checkpoints.append(checkpoint)
         if request.bind_to_caller and not peer_pid:

@@ -1,6 +1,6 @@
 """How the bytes of one file come into the store: read, cut, digest, put.
 
-Everything here blocks and runs in worker threads; :mod:`ckptfs.engine.creation` decides which thread
+Everything here blocks and runs in worker threads; :mod:`ckptfs.engine.reading` decides which thread
 does what. A worker owns one buffer for its whole life, because the first touch of fresh memory costs
 more than hashing it.
 
@@ -14,9 +14,10 @@ Three ways in, by what the source can do:
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from blake3 import blake3
@@ -34,15 +35,24 @@ _PREFIX_BYTES = 256 << 10
 
 
 class Meter:
-    """Counts what a creation has done. Called from many threads; each method is one short step."""
+    """Counts what a creation has found and done, and stops its threads. Called from many threads; each
+    method is one short step."""
 
-    def __init__(self, limit_bytes: int, cancelled: Callable[[], bool]) -> None:
+    def __init__(self, limit_bytes: int) -> None:
         self.limit_bytes = limit_bytes
-        self._cancelled = cancelled
+        self.cancelled = False
+        self._failed = False
         self._lock = threading.Lock()
+        self.bytes_total = 0
+        self.files_total = 0
         self.bytes_done = 0
         self.bytes_reused = 0
         self.files_done = 0
+
+    def found(self, size_bytes: int) -> None:
+        with self._lock:
+            self.files_total += 1
+            self.bytes_total += size_bytes
 
     def file_done(self) -> None:
         with self._lock:
@@ -59,8 +69,21 @@ class Meter:
                 "(store.max_checkpoint_bytes)"
             )
 
+    @contextlib.contextmanager
+    def failing_together(self) -> Iterator[None]:
+        """When the body fails, all threads stop. A cancelled task cannot interrupt its thread: without this
+        a full disk would be noticed only at the end of a long stream."""
+        try:
+            yield
+        except BaseException:
+            self._failed = True
+            raise
+
+    def is_over(self) -> bool:
+        return self.cancelled or self._failed
+
     def check(self) -> None:
-        if self._cancelled():
+        if self.is_over():
             raise Interrupted("the creation was cancelled")
 
 
