@@ -8,6 +8,7 @@ however many files there are, and a file that was swapped for another (or for a 
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import stat
@@ -73,11 +74,14 @@ class LocalFile:
             raise self._changed("was changed")
 
     def _changed(self, what: str) -> SourceChanged:
-        path = os.path.join(self._root, self._path)
-        return SourceChanged(
-            f"{show_path(path)} {what} while the checkpoint was being made of it; "
-            "create it again when nothing writes there"
-        )
+        return _changed(os.path.join(self._root, self._path), what)
+
+
+def _changed(path: bytes, what: str) -> SourceChanged:
+    return SourceChanged(
+        f"{show_path(path)} {what} while the checkpoint was being made of it; "
+        "create it again when nothing writes there"
+    )
 
 
 _GONE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
@@ -129,40 +133,65 @@ def _nothing_to_close() -> None:
 
 
 def _walk(root: bytes) -> Iterator[SourceEntry]:
-    """All entries below ``root``, directories before what they hold, names in byte order."""
-    pending = [b""]
+    """All entries below ``root``, directories before what they hold, names in byte order.
+
+    Each directory is opened without following links and must be the one that its parent showed. So
+    whoever may write to a part of the tree cannot lead the daemon, which may read more, out of it.
+    """
+    pending: list[tuple[bytes, os.stat_result | None]] = [(b"", None)]
     while pending:
-        relative = pending.pop()
-        directory = os.path.join(root, relative) if relative else root
-        try:
-            with os.scandir(directory) as scan:
-                found = sorted(scan, key=lambda each: each.name)
-        except OSError as error:
-            raise at_door(error, directory) from error
-        below: list[bytes] = []
-        for item in found:
-            path = relative + b"/" + item.name if relative else item.name
-            try:
-                status = item.stat(follow_symlinks=False)
-                if stat.S_ISDIR(status.st_mode):
-                    below.append(path)
-                    yield SourceDirectory(path)
-                else:
-                    yield _entry(root, path, status)
-            except OSError as error:
-                raise at_door(error, item.path) from error
+        relative, shown = pending.pop()
+        below: list[tuple[bytes, os.stat_result | None]] = []
+        with _opened(os.path.join(root, relative) if relative else root, shown) as descriptor:
+            for name, item in _scan(descriptor, os.path.join(root, relative)):
+                path = relative + b"/" + name if relative else name
+                try:
+                    status = item.stat(follow_symlinks=False)
+                    if stat.S_ISDIR(status.st_mode):
+                        below.append((path, status))
+                        yield SourceDirectory(path)
+                    else:
+                        yield _entry(root, path, status, descriptor)
+                except OSError as error:
+                    raise at_door(error, os.path.join(root, path)) from error
         pending.extend(reversed(below))
 
 
-def _entry(root: bytes, path: bytes, status: os.stat_result) -> SourceEntry:
+@contextlib.contextmanager
+def _opened(directory: bytes, shown: os.stat_result | None) -> Iterator[int]:
+    try:
+        descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError as error:
+        if shown is not None and error.errno in _GONE:
+            raise _changed(directory, "is another directory now") from error
+        raise at_door(error, directory) from error
+    try:
+        if shown is not None and not os.path.samestat(os.fstat(descriptor), shown):
+            raise _changed(directory, "is another directory now")
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _scan(descriptor: int, directory: bytes) -> list[tuple[bytes, os.DirEntry[str]]]:
+    try:
+        with os.scandir(descriptor) as scan:
+            return sorted(((os.fsencode(each.name), each) for each in scan), key=lambda pair: pair[0])
+    except OSError as error:
+        raise at_door(error, directory) from error
+
+
+def _entry(root: bytes, path: bytes, status: os.stat_result, directory: int | None = None) -> SourceEntry:
+    """``directory``: a descriptor of the directory that holds it, which nobody can swap."""
     full = os.path.join(root, path)
+    name = full if directory is None else os.path.basename(path)
     mode = status.st_mode
     if stat.S_ISLNK(mode):
-        return SourceLink(path, os.readlink(full))
+        return SourceLink(path, os.readlink(name, dir_fd=directory))
     what = what_is_special(mode)
     if what:
         return SourceSpecial(path, what)
-    if not os.access(full, os.R_OK, effective_ids=True):
+    if not os.access(name, os.R_OK, dir_fd=directory, effective_ids=True):
         raise at_door(PermissionError(errno.EACCES, ""), full)
     file = LocalFile(root, path, status)
     return SourceFile(path, status.st_size, bool(mode & 0o111), file.pin, ranged=file)

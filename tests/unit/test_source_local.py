@@ -199,6 +199,31 @@ def test_limits_hold_while_listing(tmp_path: Path) -> None:
     assert open_source(str(tmp_path), limits=Limits(max_bytes=40, max_entries=10)).total_bytes == 40
 
 
+@pytest.mark.parametrize("change", ["link", "directory"])
+def test_a_directory_that_is_swapped_while_listing_is_noticed(tmp_path: Path, change: str) -> None:
+    """Whoever owns a part of the tree must not make the daemon read what only the daemon may."""
+    secret = tmp_path / "secret"
+    secret.mkdir()
+    (secret / "key").write_bytes(b"private")
+    tree = tmp_path / "tree"
+    (tree / "a").mkdir(parents=True)
+    asked: list[None] = []
+
+    def swap() -> bool:  # asked at the beginning, and again when the directory "a" has been found
+        asked.append(None)
+        if len(asked) == 2:
+            (tree / "a").rename(tmp_path / "moved")
+            if change == "link":
+                (tree / "a").symlink_to(secret)
+            else:
+                secret.rename(tree / "a")
+        return False
+
+    with pytest.raises(SourceChanged, match="while the checkpoint was being made"):
+        listed(tree, cancelled=swap)
+    assert len(asked) >= 2
+
+
 def test_a_cancelled_listing_ends(tmp_path: Path) -> None:
     maker.write_small_files(str(tmp_path), 3000)
     asked = []
