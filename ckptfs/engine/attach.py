@@ -15,6 +15,7 @@ import secrets
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from functools import partial
 
 import structlog
 import trio
@@ -50,7 +51,12 @@ _LOOK_SECONDS = 60.0
 
 
 class Leases:
-    """The leases of this node. All methods but the background tasks are synchronous and short."""
+    """The leases of this node.
+
+    A change is made in memory first, in one step with the checks before it, and then recorded by a
+    thread: the index may be busy for seconds, and the event loop, which answers the mount, must not wait
+    for it. What cannot be recorded is undone. ``changing`` is held over both, so that the two agree.
+    """
 
     def __init__(self, store: Store, config: EngineConfig) -> None:
         self._store = store
@@ -61,6 +67,7 @@ class Leases:
             (lease.job, lease.ordinal): lease for lease in store.leases()
         }
         self._attached: dict[str, Checkpoint] = {}
+        self.changing = trio.Lock()
         self._nursery: trio.Nursery | None = None
         self._watched: set[tuple[str, int, int | None]] = set()
         self._soonest = trio.Event()
@@ -118,10 +125,11 @@ class Leases:
 
     # --- Changes ---------------------------------------------------------------------------------
 
-    def attach(
+    async def attach(
         self, job: str, checkpoints: list[Checkpoint], *, pid: int | None, ttl_seconds: float | None
     ) -> JobInfo:
-        """Give a job leases. Attaching again is the same as once, and renews the time.
+        """Give a job leases, with ``changing`` held. Attaching again is the same as once, and renews the
+        time. There is no await before the leases are seen by :meth:`jobs_of`.
 
         ``pid`` binds the leases to a process. Raises :class:`SpecificationError` for a bad job name or
         time, :class:`Conflict` for a job that is bound to another process.
@@ -156,38 +164,60 @@ class Leases:
         wanted += [
             replace(old, expires=expires) for old in mine if old.ordinal not in {w.ordinal for w in wanted}
         ]
-        self._store.put_leases(wanted)
+        before = dict(self._leases)
         for lease in wanted:
             old = self._leases.get((job, lease.ordinal))
             self._leases[job, lease.ordinal] = replace(lease, created=old.created) if old else lease
+        await self._record(before, partial(self._store.put_leases, wanted))
         log.info("attached", job=job, checkpoints=[c.name for c in checkpoints], pid=pid, expires=expires)
         self._watch(job)
         self._soonest.set()
-        self.refresh()
         return self.job(job)
 
-    def detach(self, job: str, ordinals: Iterable[int] | None = None, *, why: str = "asked") -> JobInfo:
+    async def detach(self, job: str, ordinals: Iterable[int] | None = None, *, why: str = "asked") -> JobInfo:
         """End a job's leases, all or some; what is left is the answer. Raises :class:`NotFound`."""
-        before = self.job(job)
-        gone = [o for of, o in self._leases if of == job] if ordinals is None else list(ordinals)
-        for ordinal in gone:
-            if (job, ordinal) not in self._leases:
+        async with self.changing:
+            was = self.job(job)
+            mine = {ordinal for of, ordinal in self._leases if of == job}
+            gone = mine if ordinals is None else set(ordinals)
+            if not gone <= mine:
                 raise NotFound(
                     f"job {job!r} has no lease on that checkpoint; `ckptfs jobs` shows what it has"
                 )
-        self._store.delete_leases(job, gone)
-        for ordinal in gone:
-            del self._leases[job, ordinal]
-        log.info("detached", job=job, leases=len(gone), why=why)
-        self.refresh()
-        if any(of == job for of, _ in self._leases):
-            return self.job(job)
-        return JobInfo(job=job, checkpoints=[], path="", env={}, created=before.created)
+            before = dict(self._leases)
+            for ordinal in gone:
+                del self._leases[job, ordinal]
+            await self._record(before, partial(self._store.delete_leases, job, gone))
+            log.info("detached", job=job, leases=len(gone), why=why)
+            if gone != mine:
+                return self.job(job)
+            return JobInfo(job=job, checkpoints=[], path="", env={}, created=was.created)
 
-    def end_all_of(self, ordinal: int) -> None:
-        """A forced removal: nobody has a lease on it any more."""
-        for job in self.jobs_of(ordinal):
-            self.detach(job, [ordinal], why="the checkpoint is removed by force")
+    async def end_all_of(self, ordinal: int) -> None:
+        """Nobody has a lease on a checkpoint any more: it is removed by force. With ``changing`` held;
+        there is no await before the mount stops showing it."""
+        before = dict(self._leases)
+        jobs = self.jobs_of(ordinal)
+        for job in jobs:
+            del self._leases[job, ordinal]
+
+        def delete() -> None:
+            for job in jobs:
+                self._store.delete_leases(job, [ordinal])
+
+        await self._record(before, delete)
+        for job in jobs:
+            log.info("detached", job=job, leases=1, why="the checkpoint is removed by force")
+
+    async def _record(self, before: dict[tuple[str, int], Lease], write: Callable[[], None]) -> None:
+        """Show what was changed and make it last, or undo it."""
+        try:
+            self.refresh()
+            await trio.to_thread.run_sync(write)
+        except BaseException:
+            self._leases = before
+            self.refresh()
+            raise
 
     # --- Leases that end by themselves -----------------------------------------------------------
 
@@ -199,22 +229,22 @@ class Leases:
                 self._watch(job)
             while True:
                 self._soonest = trio.Event()
-                with trio.move_on_after(self._end_expired()):
+                with trio.move_on_after(await self._end_expired()):
                     await self._soonest.wait()
 
-    def _end_expired(self) -> float:
+    async def _end_expired(self) -> float:
         """End what has run out of time; in how many seconds to look again."""
         now = time.time()
         for job in {lease.job for lease in self._leases.values() if lease.expires and lease.expires <= now}:
-            if not self._end(job, why="its time ran out"):
+            if not await self._end(job, why="its time ran out"):
                 return _TRY_AGAIN_SECONDS
         times = [lease.expires for lease in self._leases.values() if lease.expires]
         return min(_LOOK_SECONDS, max(0.0, min(times) - now)) if times else _LOOK_SECONDS
 
-    def _end(self, job: str, *, why: str) -> bool:
+    async def _end(self, job: str, *, why: str) -> bool:
         """Detach in the background, where nobody hears of an error; False when it has to be tried again."""
         try:
-            self.detach(job, why=why)
+            await self.detach(job, why=why)
         except CkptfsError as error:
             log.error("a lease could not be ended, trying again", job=job, why=why, reason=str(error))
             return False
@@ -234,7 +264,7 @@ class Leases:
             await _exited(pid, start)
             # The job may have been detached since, and attached again by another process.
             while self._is_bound(job, pid, start):
-                if self._end(job, why="its process ended"):
+                if await self._end(job, why="its process ended"):
                     break
                 await trio.sleep(_TRY_AGAIN_SECONDS)
         finally:

@@ -217,6 +217,22 @@ class Engine:
 
     async def _remove_ready(self, checkpoint: Checkpoint, *, force: bool) -> None:
         ordinal, name = checkpoint.ordinal, checkpoint.name
+        async with self._leases.changing:
+            self._check_unused(ordinal, name, force=force)
+            self._going.add(ordinal)
+            try:
+                await self._leases.end_all_of(ordinal)
+            except BaseException:
+                self._going.discard(ordinal)
+                raise
+        try:
+            report = await trio.to_thread.run_sync(self._store.remove, ordinal)
+        finally:
+            self._going.discard(ordinal)
+            self._leases.refresh()
+        log.info("removed", checkpoint=name, bytes_freed=report.bytes_freed, chunks_freed=report.chunks_freed)
+
+    def _check_unused(self, ordinal: int, name: str, *, force: bool) -> None:
         if ordinal in self._going:
             raise InUse(f"checkpoint {name!r} is being removed already", jobs=[])
         jobs = self._leases.jobs_of(ordinal)
@@ -238,14 +254,6 @@ class Engine:
                 "it can be removed when they are closed",
                 jobs=jobs,
             )
-        self._leases.end_all_of(ordinal)
-        self._going.add(ordinal)
-        try:
-            report = await trio.to_thread.run_sync(self._store.remove, ordinal)
-        finally:
-            self._going.discard(ordinal)
-            self._leases.refresh()
-        log.info("removed", checkpoint=name, bytes_freed=report.bytes_freed, chunks_freed=report.chunks_freed)
 
     @contextlib.contextmanager
     def _hold(self, checkpoint: Checkpoint) -> Iterator[None]:
@@ -264,8 +272,27 @@ class Engine:
 
     async def attach(self, request: AttachRequest, *, peer_pid: int | None) -> JobInfo:
         """Attach checkpoints for a job. ``peer_pid`` is who asks, as the kernel says."""
+        if request.bind_to_caller and not peer_pid:
+            raise PermissionDenied(
+                "the lease cannot be bound to the calling process: the daemon does not see it "
+                "(another pid namespace); attach with a job name and detach it when the job ends"
+            )
+        async with self._leases.changing:
+            checkpoints = self._to_attach(request.checkpoints)
+            info = await self._leases.attach(
+                request.job,
+                checkpoints,
+                pid=peer_pid if request.bind_to_caller else None,
+                ttl_seconds=request.ttl_seconds,
+            )
+        # 0.25 s for 100,000 files; otherwise the first `find` pays it.
+        for checkpoint in checkpoints:
+            await self.view.load(checkpoint.ordinal)
+        return info
+
+    def _to_attach(self, refs: builtins.list[str]) -> builtins.list[Checkpoint]:
         checkpoints: builtins.list[Checkpoint] = []
-        for ref in request.checkpoints:
+        for ref in refs:
             checkpoint = self._catalog.ready(ref)
             if checkpoint.ordinal in self._going:
                 raise NotFound(f"checkpoint {checkpoint.name!r} is being removed")
@@ -273,26 +300,12 @@ class Engine:
                 raise Conflict(f"checkpoint {checkpoint.name!r} is being renamed; attach it by its new name")
             if checkpoint not in checkpoints:
                 checkpoints.append(checkpoint)
-        if request.bind_to_caller and not peer_pid:
-            raise PermissionDenied(
-                "the lease cannot be bound to the calling process: the daemon does not see it "
-                "(another pid namespace); attach with a job name and detach it when the job ends"
-            )
-        info = self._leases.attach(
-            request.job,
-            checkpoints,
-            pid=peer_pid if request.bind_to_caller else None,
-            ttl_seconds=request.ttl_seconds,
-        )
-        # 0.25 s for 100,000 files; otherwise the first `find` pays it.
-        for checkpoint in checkpoints:
-            await self.view.load(checkpoint.ordinal)
-        return info
+        return checkpoints
 
     async def detach(self, job: str, refs: builtins.list[str] | None = None) -> JobInfo:
         if not refs:
-            return self._leases.detach(job)
-        return self._leases.detach(job, [self._catalog.ready(ref).ordinal for ref in refs])
+            return await self._leases.detach(job)
+        return await self._leases.detach(job, [self._catalog.ready(ref).ordinal for ref in refs])
 
     def jobs(self) -> builtins.list[JobInfo]:
         return self._leases.jobs()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import resource
 import sys
 import tarfile
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from functools import partial
@@ -169,3 +170,54 @@ async def test_a_checkpoint_is_not_attached_while_its_name_changes(tmp_path: Pat
             nursery.start_soon(partial(engine.rename, "a", "b"))
             nursery.start_soon(attach)
         assert all(path == f"/mnt/m/{engine.get('name:b').name}" for path in told)
+
+
+async def test_the_event_loop_does_not_wait_for_the_index(tmp_path: Path) -> None:
+    """It answers the mount; a commit or a removal can hold the index's one writer for seconds."""
+    store = Store.open(str(tmp_path / "store"))
+    longest = 0.0
+
+    def be_busy() -> None:
+        with store._core.transaction():
+            time.sleep(2)
+
+    async def tick() -> None:
+        nonlocal longest
+        while True:
+            before = time.monotonic()
+            await trio.sleep(0.01)
+            longest = max(longest, time.monotonic() - before)
+
+    try:
+        async with Engine(store, EngineConfig(mount="/mnt/m")) as engine:
+            assert await create(engine, "a", a_source(tmp_path / "src")) == "ready"
+            for change in (
+                partial(engine.attach, AttachRequest(job="j", checkpoints=["a"]), peer_pid=None),
+                partial(engine.detach, "j"),
+            ):
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(tick)
+                    nursery.start_soon(trio.to_thread.run_sync, be_busy)
+                    await trio.sleep(0.1)
+                    await change()
+                    nursery.cancel_scope.cancel()
+    finally:
+        store.close()
+    assert longest < 1
+
+
+async def test_a_lease_that_cannot_be_recorded_is_not_given(tmp_path: Path) -> None:
+    async with running(tmp_path / "store") as engine:
+        assert await create(engine, "a", a_source(tmp_path / "src")) == "ready"
+        with index_takes_no_writes(), pytest.raises(errors.StoreError):
+            await engine.attach(AttachRequest(job="j", checkpoints=["a"]), peer_pid=None)
+        assert engine.jobs() == []
+        await engine.attach(AttachRequest(job="j", checkpoints=["a"]), peer_pid=None)
+        with index_takes_no_writes(), pytest.raises(errors.StoreError):
+            await engine.detach("j")
+        assert [j.job for j in engine.jobs()] == ["j"]
+        with index_takes_no_writes(), pytest.raises(errors.StoreError):
+            await engine.remove("a", force=True)
+        assert [j.job for j in engine.jobs()] == ["j"]
+        await engine.remove("a", force=True)
+        assert engine.jobs() == []

@@ -44,7 +44,7 @@ async def test_leases_outlive_the_daemon(tmp_path: Path) -> None:
     store = Store.open(tmp_path / "store")
     async with engine_on(store) as engine:
         assert [j.job for j in engine.jobs()] == ["two"]
-        left = await engine.detach("two", ["a"])
+        left = await engine.detach("two", ["a", "a"])
         assert [c.name for c in left.checkpoints] == ["b"]
         assert left.path == "/mnt/m/b"
         assert (await engine.detach("two")).checkpoints == []
