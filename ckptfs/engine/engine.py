@@ -15,8 +15,7 @@ import builtins
 import contextlib
 from collections import Counter
 from collections.abc import Callable, Iterator
-from functools import partial
-from typing import Self
+from typing import Self, TypeVar
 
 import structlog
 import trio
@@ -44,7 +43,13 @@ from ckptfs.store import FORMAT_VERSION, Checkpoint, Store
 
 log = structlog.get_logger(__name__)
 
+T = TypeVar("T")
+
 _SWEEP_SECONDS = 600.0
+
+# Threads for those who look (show, tree, cat, verify). A bound of their own, so that however many of them
+# wait for a bad disk, changes and the mount's notices to the kernel still find a thread.
+_LOOKERS = 16
 
 
 class Engine:
@@ -58,6 +63,7 @@ class Engine:
         self._catalog = Catalog(store, self._creations, self._leases.jobs_of)
         self.view = View(store, self._leases.attached)
         self._leases.on_change = self.view.refresh
+        self._lookers = trio.CapacityLimiter(_LOOKERS)
         self._reading: Counter[int] = Counter()  # ordinals that something here reads
         self._going: set[int] = set()  # ordinals that are being removed
         self._renaming: set[int] = set()
@@ -114,13 +120,13 @@ class Engine:
         info = self._catalog.info(found)
         if found.ready is not None:
             with self._hold(found.ready):
-                await trio.to_thread.run_sync(self._catalog.add_usage, found.ready, info)
+                await self._look(self._catalog.add_usage, found.ready, info)
         return info
 
     async def tree(self, ref: str, path: bytes = b"") -> builtins.list[TreeEntry]:
         checkpoint = self._catalog.ready(ref)
         with self._hold(checkpoint):
-            return await trio.to_thread.run_sync(self._catalog.tree, checkpoint, path)
+            return await self._look(self._catalog.tree, checkpoint, path)
 
     async def open_content(self, ref: str, path: bytes) -> Content:
         """A file's bytes; the caller closes it."""
@@ -128,22 +134,25 @@ class Engine:
         hold = contextlib.ExitStack()
         hold.enter_context(self._hold(checkpoint))
         try:
-            index, file = await trio.to_thread.run_sync(self._catalog.file, checkpoint, path)
-            own = await trio.to_thread.run_sync(self._store.own_blobs, checkpoint.ordinal)
-            reader = await trio.to_thread.run_sync(partial(FileReader, self._store, file, own.get(index, 0)))
+            index, file = await self._look(self._catalog.file, checkpoint, path)
+            own = await self._look(self._store.own_blobs, checkpoint.ordinal)
+            reader = await self._look(FileReader, self._store, file, own.get(index, 0))
         except BaseException:
             hold.close()
             raise
-        return Content(reader, file.size_bytes, hold.close)
+        return Content(reader, file.size_bytes, self._lookers, hold.close)
 
     async def verify(self, ref: str, report: Callable[[int, int], None]) -> VerifyReport:
         checkpoint = self._catalog.ready(ref)
         with self._hold(checkpoint):
-            manifest = await trio.to_thread.run_sync(self._catalog.manifest, checkpoint)
+            manifest = await self._look(self._catalog.manifest, checkpoint)
             result = await verify(self._store, checkpoint, manifest, report)
         if result.damaged:
             log.error("damage found", checkpoint=checkpoint.name, places=len(result.damaged))
         return result
+
+    async def _look(self, call: Callable[..., T], *arguments: object) -> T:
+        return await trio.to_thread.run_sync(call, *arguments, limiter=self._lookers)
 
     def store_status(self) -> StoreStatus:
         checkpoints = self._store.checkpoints()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import random
 import resource
-import sys
 import tarfile
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -129,29 +131,6 @@ async def test_a_commit_that_fails_stops_a_stream_in_mid_way(tmp_path: Path) -> 
         assert done < total // 2
 
 
-async def test_showing_goes_on_while_jobs_come_and_go(tmp_path: Path) -> None:
-    async with running(tmp_path / "store") as engine:
-        assert await create(engine, "a", a_source(tmp_path / "src")) == "ready"
-        for number in range(300):
-            await engine.attach(AttachRequest(job=f"j{number}", checkpoints=["a"]), peer_pid=None)
-        before = sys.getswitchinterval()
-        sys.setswitchinterval(1e-6)
-        try:
-            async with trio.open_nursery() as nursery:
-
-                async def show() -> None:
-                    for _ in range(300):
-                        await engine.show("a")
-
-                for _ in range(3):
-                    nursery.start_soon(show)
-                for number in range(300):
-                    await engine.detach(f"j{number}")
-                    await trio.lowlevel.checkpoint()
-        finally:
-            sys.setswitchinterval(before)
-
-
 async def test_a_checkpoint_is_not_attached_while_its_name_changes(tmp_path: Path) -> None:
     """Or the job would be told a path that is gone the next moment."""
     async with running(tmp_path / "store") as engine:
@@ -221,3 +200,39 @@ async def test_a_lease_that_cannot_be_recorded_is_not_given(tmp_path: Path) -> N
         assert [j.job for j in engine.jobs()] == ["j"]
         await engine.remove("a", force=True)
         assert engine.jobs() == []
+
+
+async def test_readers_that_wait_for_a_bad_disk_hold_up_no_changes(tmp_path: Path) -> None:
+    (tmp_path / "big").mkdir()
+    (tmp_path / "big" / "f").write_bytes(random.Random(1).randbytes(100_000))
+    async with running(tmp_path / "store") as engine:
+        assert await create(engine, "hangs", tmp_path / "big") == "ready"
+        assert await create(engine, "a", a_source(tmp_path / "src")) == "ready"
+    (blob,) = (p for p in (tmp_path / "store" / "blobs").glob("*/*") if p.stat().st_size == 100_000)
+    blob.unlink()
+    os.mkfifo(blob)  # whoever opens it waits until somebody writes
+    async with running(tmp_path / "store") as engine, trio.open_nursery() as nursery:
+
+        async def read() -> None:
+            opened = await engine.open_content("hangs", b"f")
+            with contextlib.closing(opened), contextlib.suppress(errors.CkptfsError, OSError):
+                await opened.read(0, 1000)
+
+        for _ in range(60):
+            nursery.start_soon(read)
+        try:
+            await trio.sleep(0.5)
+            with trio.fail_after(5):
+                await engine.rename("a", "b")
+                await engine.remove("b")
+        finally:
+            nursery.start_soon(release, blob, nursery.cancel_scope)
+
+
+async def release(fifo: Path, readers: trio.CancelScope) -> None:
+    """Let everybody go who waits for the fifo now, and those who come after them."""
+    descriptor = os.open(fifo, os.O_RDWR | os.O_NONBLOCK)
+    readers.cancel()
+    with trio.CancelScope(shield=True):
+        await trio.sleep(0.2)
+    os.close(descriptor)
