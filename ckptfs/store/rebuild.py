@@ -172,6 +172,8 @@ def _place_again(place: Layout, each: Found, chunks: dict[bytes, Salvaged]) -> N
 def _under_free_name(checkpoint: Checkpoint, taken: set[str], report: RebuildReport) -> Checkpoint:
     if checkpoint.name in taken:
         name = f"{checkpoint.name[:200]}.{checkpoint.ordinal}"
+        while name in taken:
+            name += "-"
         report.renamed[checkpoint.name] = name
         checkpoint = replace(checkpoint, name=name)
     taken.add(checkpoint.name)

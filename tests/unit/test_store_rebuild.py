@@ -213,6 +213,20 @@ def test_two_records_of_one_name(path: str) -> None:
     store.close()
 
 
+def test_the_name_that_a_rebuild_gives_may_be_taken_too(path: str) -> None:
+    store = Store.open(path)
+    place = store._core.layout
+    _, second, third = store.checkpoints()
+    for one, name in ((second, f"a.{third.ordinal}"), (third, "a")):
+        Path(place.record(one.ordinal)).write_bytes(placement.encode_record(replace(one, name=name)))
+    store.close()
+    _, store = rebuilt(path)
+    names = {c.name: c.ordinal for c in store.checkpoints()}
+    assert len(names) == 3
+    assert names[f"a.{third.ordinal}"] == second.ordinal
+    store.close()
+
+
 def test_who_may_not(path: str, tmp_path: Path) -> None:
     store = Store.open(path)
     with pytest.raises(StoreLocked):
