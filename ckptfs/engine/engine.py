@@ -85,10 +85,11 @@ class Engine:
 
     async def _sweep(self) -> None:
         while True:
-            try:
-                await trio.to_thread.run_sync(self._creations.sweep)
-            except CkptfsError as error:  # a full disk: tried again, and who needs it now is told
-                log.error("what failed creations left could not be given back", reason=str(error))
+            for work in (self._creations.sweep, self._store.settle):
+                try:
+                    await trio.to_thread.run_sync(work)
+                except CkptfsError as error:  # a full disk: tried again, and who needs it now is told
+                    log.error("what failed creations left could not be given back", reason=str(error))
             await trio.sleep(_SWEEP_SECONDS)
 
     # --- Creation --------------------------------------------------------------------------------

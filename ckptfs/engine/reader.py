@@ -51,8 +51,9 @@ def extents_of(store: Store, file: File, own_blob: int = 0) -> list[Extent]:
 
     ``own_blob`` is the blob that is shaped like the file (0: there is none). A chunk of zeros is a hole
     there, so it can be read from it like its neighbours. Raises :class:`StoreDamaged` when a chunk is
-    not in the store.
+    not in the store, or was found damaged and not brought in again since.
     """
+    damaged = store.quarantined()
     extents: list[Extent] = []
     start = length = blob = offset = 0
     at = 0
@@ -62,6 +63,11 @@ def extents_of(store: Store, file: File, own_blob: int = 0) -> list[Extent]:
         digests = [file.digests[i * DIGEST_BYTES : (i + 1) * DIGEST_BYTES] for i in range(first, last)]
         for index, chunk in enumerate(store.chunks(digests), first):
             size = file.lengths[index]
+            if chunk is not None and chunk.digest in damaged:
+                raise StoreDamaged(
+                    f"the chunk at offset {at} of {show_path(file.path)} was found damaged; "
+                    "create the checkpoint again under another name, and its bytes are mended"
+                )
             if chunk is None or chunk.length != size:
                 raise StoreDamaged(
                     f"the chunk at offset {at} of {show_path(file.path)} is not in the store; "
@@ -90,13 +96,15 @@ class FileReader:
     hundred thousand open files cost no more descriptors than one.
     """
 
-    __slots__ = ("_blobs", "_offsets", "_starts", "_store", "path", "size_bytes")
+    __slots__ = ("_blobs", "_offsets", "_starts", "_store", "native_blob", "path", "size_bytes")
 
     def __init__(self, store: Store, file: File, own_blob: int = 0) -> None:
         extents = extents_of(store, file, own_blob)
         self._store = store
         self.path = file.path
         self.size_bytes = file.size_bytes
+        #: The blob that is, byte for byte, this file (it is *whole*); 0 when there is none.
+        self.native_blob = own_blob if extents == [Extent(0, file.size_bytes, own_blob, 0)] else 0
         # Columns instead of objects: a large file of many shared chunks stays at 24 bytes an extent.
         self._starts = array("Q", [e.start for e in extents])
         self._blobs = array("Q", [e.blob for e in extents])

@@ -12,9 +12,11 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import NamedTuple
 
@@ -116,6 +118,11 @@ class View:
         self._listeners.append(listener)
         return partial(self._listeners.remove, listener)
 
+    @property
+    def blobs_directory(self) -> str:
+        """Where the files lie whose descriptors :meth:`native` gives."""
+        return self._store.blobs_directory
+
     def open_files(self, ordinal: int) -> int:
         """How many open files the checkpoint has: while there are any its bytes must stay."""
         return self._open_files[ordinal]
@@ -212,6 +219,12 @@ class View:
         except BaseException:
             self._closed(ordinal)
             raise
+
+    def native(self, inode: int) -> Callable[[], AbstractContextManager[int]] | None:
+        """Of an open file: gives a descriptor of the one file that has its bytes, for as long as it is
+        entered; None when the file is not whole."""
+        reader = self._open[inode].reader
+        return partial(_descriptor, self._store, reader) if reader.native_blob else None
 
     def release(self, inode: int) -> None:
         """A handle is closed. One that a daemon before this one had opened is not known, nor counted."""
@@ -349,3 +362,17 @@ class View:
             if ordinal + DOTS > start and ordinal in self._names:
                 found.append((name, ordinal + DOTS, *await self._checkpoint_root(ordinal)))
         return found
+
+
+@contextlib.contextmanager
+def _descriptor(store: Store, reader: FileReader) -> Iterator[int]:
+    """OSError where the blob is not what it was: reads then come to us, and say what is wrong."""
+    try:
+        handle = store.blob(reader.native_blob)
+    except CkptfsError as error:
+        raise OSError(error.errno, str(error)) from error
+    with handle:
+        if os.fstat(handle.fd).st_size != reader.size_bytes:
+            # The kernel would answer the end of the file where bytes are missing.
+            raise OSError(errno.EIO, f"blob {reader.native_blob:016x} has not the size of the file")
+        yield handle.fd

@@ -27,6 +27,8 @@ from ckptfs.engine.nodes import NAME_MAX_BYTES, ROOT_INODE, Attributes, Listed
 from ckptfs.engine.view import View
 from ckptfs.fuse.boundary import Faults, boundary
 from ckptfs.fuse.listing import LARGE_DIRECTORY, BareEntry, Listers, bare_entry
+from ckptfs.fuse.passthrough import Passthrough
+from ckptfs.fuse.takeover import Takeover
 
 FOREVER_SECONDS = 365 * 24 * 3600.0
 ROOT_SECONDS = 1.0
@@ -58,6 +60,9 @@ class CheckpointOperations(pyfuse3.Operations):
         super().__init__()
         self._view = view
         self.started = trio.Event()
+        #: Set by the session before the first request.
+        self.passthrough: Passthrough | None = None
+        self.takeover: Takeover | None = None
         self.faults = Faults()
         self._listers = Listers()
         self._bare = bare_entry()
@@ -66,6 +71,8 @@ class CheckpointOperations(pyfuse3.Operations):
     def init(self) -> None:
         # Called in the event loop, in the middle of INIT; whoever waits for the event runs after the
         # reply was written.
+        assert self.takeover is not None
+        self.takeover.switch()
         self.started.set()
 
     # --- Names and attributes ------------------------------------------------------------------------
@@ -151,7 +158,14 @@ class CheckpointOperations(pyfuse3.Operations):
         if flags & os.O_ACCMODE != os.O_RDONLY or flags & os.O_TRUNC:
             raise FUSEError(errno.EROFS)
         self.counters["opens"] += 1
+        assert self.passthrough is not None
         await self._view.open(inode)
+        try:
+            # The last wait of an open: what it decides is answered in this step.
+            await self.passthrough.open(inode, self._view.native(inode))
+        except BaseException:
+            self._view.release(inode)
+            raise
         return FileInfo(fh=inode, keep_cache=True)
 
     async def read(self, fh: int, off: int, size: int) -> memoryview:  # type: ignore[override]
@@ -164,7 +178,9 @@ class CheckpointOperations(pyfuse3.Operations):
 
     @boundary
     async def release(self, fh: int) -> None:
+        assert self.passthrough is not None
         self._view.release(fh)
+        self.passthrough.release(fh)
 
     # --- Everything that would change something --------------------------------------------------------
 

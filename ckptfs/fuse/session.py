@@ -4,8 +4,9 @@ Theory of operation. Three things that libfuse does as one are kept apart, becau
 to two processes (the one that holds the mount and the one that serves it):
 
 1. *connect*: a descriptor of /dev/fuse is mounted (kernel_mount);
-2. *serve*: pyfuse3 gets the descriptor as the mountpoint "/dev/fd/N", which libfuse takes for "mounted
-   already", and answers requests from it until the session ends;
+   and INIT is answered by us, because libfuse knows nothing of passthrough (init_reply);
+2. *serve*: pyfuse3 takes the connection over (takeover) and answers requests from it until the session
+   ends; files that are whole are opened past it (passthrough);
 3. *disconnect*: unmount, end the loop, close the descriptor.
 
 The order of the end matters. First the invalidation task stops, so that nothing writes notices to a
@@ -34,10 +35,15 @@ import trio
 from ckptfs.engine.nodes import ROOT_INODE
 from ckptfs.engine.view import View
 from ckptfs.errors import MountError
-from ckptfs.fuse import kernel_mount, tuning
+from ckptfs.fuse import channel, device, init_reply, kernel_mount, tuning
+from ckptfs.fuse.channel import OwnBackings
+from ckptfs.fuse.mode_table import ModeTable, new_table
+from ckptfs.fuse.modes import Modes
 from ckptfs.fuse.mountinfo import Mounted, at
 from ckptfs.fuse.mountpoint import prepare
 from ckptfs.fuse.operations import CheckpointOperations
+from ckptfs.fuse.passthrough import Passthrough
+from ckptfs.fuse.takeover import Takeover
 from ckptfs.fuse.ticker import ticking
 
 log = structlog.get_logger(__name__)
@@ -56,6 +62,8 @@ class MountConfig:
     max_tasks: int = 8192
     # Idle tasks that are kept: making one for each request would cost more than the request.
     min_tasks: int = 16
+    # Open whole files past the daemon, where the kernel, our rights and the store's file system allow it.
+    passthrough: bool = True
     # What a stop waits for requests in flight before it cuts them off.
     stop_grace_seconds: float = 5.0
 
@@ -83,6 +91,7 @@ class FuseSession:
         self._config = config or MountConfig()
         self._operations = CheckpointOperations(view)
         self._mounted: Mounted | None = None
+        self._device = -1
         self._stopping = False
         self._loop_ended = trio.Event()
         self._loop_error: BaseException | None = None
@@ -96,7 +105,12 @@ class FuseSession:
         return self._mounted is not None
 
     def counters(self) -> dict[str, int]:
-        return {**self._operations.counters, **self._operations.faults.counters}
+        passthrough = self._operations.passthrough
+        return {
+            **self._operations.counters,
+            **self._operations.faults.counters,
+            **(passthrough.statistics() if passthrough else {}),
+        }
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Mount, serve until cancelled, unmount. ``started`` means that the mount answers.
@@ -110,7 +124,7 @@ class FuseSession:
             self.mountpoint, cleared = await prepare(self._wanted_path)
             if cleared:
                 self._note(cleared)
-            self._connect()
+            await self._connect()
             with ticking() as works:
                 if not works:
                     self._note("not in the main thread, so a killed reader can hold up all others")
@@ -120,7 +134,7 @@ class FuseSession:
 
     # --- Connect ---------------------------------------------------------------------------------------
 
-    def _connect(self) -> None:
+    async def _connect(self) -> None:
         allow_other = self._allow_other
         if allow_other is None:
             allow_other = kernel_mount.others_allowed()
@@ -134,13 +148,36 @@ class FuseSession:
             self._mounted = at(self.mountpoint)
             if self._mounted is None:
                 raise MountError(f"{self.mountpoint} was unmounted the moment it was mounted")
-            pyfuse3.init(self._operations, f"/dev/fd/{fd}", set())
-        except BaseException:
+            wishes = init_reply.Wishes(max_background=self._config.max_background)
+            offered = await trio.to_thread.run_sync(device.negotiate, fd, wishes)
+            self._operations.passthrough = await self._passthrough(fd, offered)
+            takeover = self._operations.takeover = Takeover(fd, offered.raw, resend=False)
+            try:
+                pyfuse3.init(self._operations, takeover.mountpoint, set())
+            except BaseException:
+                takeover.abandon()
+                raise
+            self._device = fd
+        except BaseException as error:
             os.close(fd)
             with contextlib.suppress(OSError):
                 kernel_mount.detach(self.mountpoint, lazy=True)
             self._mounted = None
+            if isinstance(error, init_reply.NotInit | TimeoutError):
+                raise MountError(f"the kernel does not begin to serve {self.mountpoint}: {error}") from error
             raise
+
+    async def _passthrough(self, fd: int, offered: init_reply.InitRequest) -> Passthrough:
+        """Reads past the daemon, or why there are none: that is said once, here and in the notes."""
+        backings = OwnBackings(fd)
+        why_not = "" if self._config.passthrough else "passthrough is switched off (mount.passthrough)"
+        why_not = why_not or channel.missing() or channel.missing_in_kernel(offered)
+        why_not = why_not or await channel.missing_in_store(backings, self._view.blobs_directory)
+        passthrough = Passthrough(Modes(ModeTable(new_table())), backings, why_not=why_not)
+        passthrough.restore()
+        if why_not:
+            self._note(f"reads go through the daemon: {why_not}")
+        return passthrough
 
     # --- Serve -----------------------------------------------------------------------------------------
 
@@ -242,6 +279,7 @@ class FuseSession:
             loop_scope.cancel()
             await self._loop_ended.wait()
         pyfuse3.close(unmount=False)
+        os.close(self._device)
         self._mounted = None
 
     async def _unmount(self) -> None:

@@ -6,7 +6,10 @@ evicts it. Readers get read-only descriptors.
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
+import signal
 import threading
 from collections import OrderedDict
 from types import TracebackType
@@ -146,6 +149,30 @@ class BlobFiles:
                 stop = size + _PAST_THE_END if end < 0 else end
                 kernel.punch(handle.fd, start, stop - start)
             return os.fstat(handle.fd).st_blocks * 512
+
+    def in_use(self, blob: int) -> bool:
+        """Whether anybody has the blob open or mapped, in this process or through the kernel.
+
+        A write lease is given only for a file that nobody else has open (fcntl(2), "Leases"); it is
+        given back at once. An open in between makes the kernel signal us: SIGURG is ignored unless
+        asked for, SIGIO would end the process.
+        """
+        self.forget(blob)
+        with failure.mapped("asking who uses a blob"):
+            try:
+                fd = os.open(self._layout.blob(blob), os.O_RDONLY | os.O_CLOEXEC)
+            except FileNotFoundError:
+                return False
+            try:
+                fcntl.fcntl(fd, fcntl.F_SETSIG, signal.SIGURG)
+                fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+                fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+            except OSError as error:
+                # EINVAL: a file system without leases, and such cannot be read past the daemon either.
+                return error.errno == errno.EAGAIN
+            finally:
+                os.close(fd)
+        return False
 
     def physical_bytes(self, blob: int) -> int:
         """What a blob takes on the disk; 0 when there is no such file."""

@@ -16,7 +16,8 @@ _CHUNKS_AT_ONCE = 20_000
 
 
 def settle(store: Core) -> None:
-    """Do what is noted, except for blobs that an active draft writes to: those wait for its end."""
+    """Do what is noted, except for blobs that an active draft writes to: those wait for its end; and for
+    those that a process still has mapped: the note stays for the next time."""
     _free_unused(store)
     after = b""
     while True:
@@ -26,11 +27,18 @@ def settle(store: Core) -> None:
                 work = [(blob, *_judge(reader, blob)) for blob in todo]
             if not work:
                 return
+            work = [(blob, row, gaps) for blob, row, gaps in work if not _must_wait(store, blob, row, gaps)]
             sizes = {blob: _give_back(store, blob, row, gaps) for blob, row, gaps in work}
             with store.transaction() as writer:
                 for blob, row, gaps in work:
                     _record(writer, blob, row, gaps, sizes[blob])
             after = rows.blob_key(todo[-1])
+
+
+def _must_wait(store: Core, blob: int, row: rows.BlobRow | None, gaps: list[tuple[int, int]] | None) -> bool:
+    """Whether somebody may still look at bytes that are to be punched: a mapping of a file that the kernel
+    reads past the daemon lives on when its handle is closed. Unlinking harms nobody."""
+    return row is not None and row.kind == rows.OWN and gaps is not None and store.blobs.in_use(blob)
 
 
 def _noted(store: Core, reader: Reader, after: bytes) -> list[int]:

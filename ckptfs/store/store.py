@@ -21,6 +21,7 @@ from ckptfs.store import (
     recover,
     release,
     rows,
+    settle,
 )
 from ckptfs.store.blobs import DEFAULT_OPEN_BLOBS, BlobFiles, BlobHandle
 from ckptfs.store.core import Core
@@ -46,6 +47,7 @@ class Store:
         self._core = store
         self._lock = lock
         self.path = store.layout.root
+        self.blobs_directory = store.layout.blobs
         #: What opening found undone and put right.
         self.recovery = recovery
 
@@ -166,6 +168,10 @@ class Store:
         """Remove a checkpoint and punch or unlink what nothing else uses. The caller has made sure that
         nobody reads it."""
         return release.remove(self._core, ordinal)
+
+    def settle(self) -> None:
+        """Give back what an earlier removal had to leave because it was still mapped."""
+        settle.settle(self._core)
 
     def usage(self, ordinal: int) -> Usage:
         return listing.usage(self._core, ordinal)

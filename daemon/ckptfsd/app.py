@@ -201,6 +201,7 @@ def mount_config(config: Config) -> MountConfig:
     return MountConfig(
         read_ahead_kib=config.mount.read_ahead_kib,
         max_background=config.mount.max_background,
+        passthrough=config.mount.passthrough,
         max_tasks=config.mount.max_requests,
         stop_grace_seconds=config.mount.stop_grace_seconds,
     )

@@ -53,6 +53,8 @@ class MountSection(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fie
     read_ahead_kib: Annotated[int, msgspec.Meta(ge=0, le=1 << 20)] = 8 * KIB
     # Requests that the kernel sends ahead or in the background at a time; its own default is 12.
     max_background: Annotated[int, msgspec.Meta(ge=1, le=65_535)] = 4096
+    # Open whole files past the daemon, where the kernel allows it: they are read at the disk's own speed.
+    passthrough: bool = True
     # Requests that are served at a time; more than reads can wait for a disk, or a stat waits with them.
     max_requests: Annotated[int, msgspec.Meta(ge=64, le=1_000_000)] = 8192
     stop_grace_seconds: Seconds = 5.0  # for requests under way when the daemon stops

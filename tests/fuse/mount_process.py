@@ -67,6 +67,8 @@ class MountProcess:
             if self.view.open_files(request["ordinal"]):
                 return {"refused": self.view.open_files(request["ordinal"])}
             await trio.to_thread.run_sync(self.store.remove, request["ordinal"])
+        elif what == "settle":
+            await trio.to_thread.run_sync(self.store.settle)
         elif what == "open_files":
             return {"open_files": self.view.open_files(request["ordinal"])}
         elif what == "ambush":

@@ -41,9 +41,11 @@ FILES |= {
 }
 
 
-@pytest.fixture(scope="module")
-def mount(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mount]:
-    mount = start_mount(tmp_path_factory.mktemp("reads"), {"ckpt": FILES}, {})
+@pytest.fixture(scope="module", params=[True, False], ids=["native", "daemon"])
+def mount(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mount]:
+    """Both ways: whole files past the daemon, and all files through it."""
+    options = {"passthrough": request.param}
+    mount = start_mount(tmp_path_factory.mktemp("reads"), {"ckpt": FILES}, options)
     try:
         yield mount
     finally:

@@ -48,7 +48,7 @@ def test_the_readahead_is_what_makes_it_fast(mounted: Starter) -> None:
     """Without it the kernel asks for 128 KiB at a time."""
     requests = {}
     for kib in (128, 8192):
-        mount = mounted({"c": {b"f": noise(1, 16 * MIB)}}, read_ahead_kib=kib)
+        mount = mounted({"c": {b"f": noise(1, 16 * MIB)}}, read_ahead_kib=kib, passthrough=False)
         Path(mount.path("c", "f")).read_bytes()
         requests[kib] = mount.counter("reads_inline") + mount.counter("reads_in_thread")
     assert requests[128] >= 100
@@ -230,8 +230,17 @@ def test_a_clean_stop_leaves_nothing(mounted: Starter) -> None:
     assert mount.said().count("warning") == 0
 
 
+def test_a_native_file_outlives_the_mount(mounted: Starter) -> None:
+    content = noise(1, 4 * MIB)
+    mount = mounted({"c": {b"f": content}})
+    with open(mount.path("c", "f"), "rb") as file:
+        assert mount.stop() == 0
+        assert mountinfo.at(mount.root) is None
+        assert file.read() == content
+
+
 def test_a_stop_with_open_files_detaches_lazily(mounted: Starter) -> None:
-    mount = mounted({"c": {b"f": noise(1, 4 * MIB)}})
+    mount = mounted({"c": {b"f": noise(1, 4 * MIB)}}, passthrough=False)
     fd = os.open(mount.path("c", "f"), os.O_RDONLY)
     start = time.monotonic()
     assert mount.stop() == 0
@@ -246,7 +255,7 @@ def test_a_stop_with_open_files_detaches_lazily(mounted: Starter) -> None:
 
 def test_a_stop_under_readers_gives_bytes_or_an_error(mounted: Starter) -> None:
     content = noise(1, 8 * MIB)
-    mount = mounted({"c": {b"f": content}})
+    mount = mounted({"c": {b"f": content}}, passthrough=False)
     wrong: list[object] = []
     fd = os.open(mount.path("c", "f"), os.O_RDONLY)
 

@@ -120,7 +120,7 @@ def mountpoint(path: str, *, running: bool) -> DoctorCheck:
 
 
 def passthrough() -> DoctorCheck:
-    """Only information: this version serves all reads itself."""
+    """Without it reads go through the daemon: slower, never wrong."""
     release = os.uname().release
     version = tuple(int(n) for n in re.findall(r"\d+", release)[:2])
     said = kernel_setting("CONFIG_FUSE_PASSTHROUGH")
@@ -128,7 +128,7 @@ def passthrough() -> DoctorCheck:
     return _answer(
         version >= _PASSTHROUGH_SINCE and said in ("y", None),
         f"Linux {release}, {where} CONFIG_FUSE_PASSTHROUGH",
-        "a kernel >= 6.9 with CONFIG_FUSE_PASSTHROUGH=y could read whole files without the daemon",
+        "a kernel >= 6.9 with CONFIG_FUSE_PASSTHROUGH=y reads whole files without the daemon",
         required=False,
     )
 
