@@ -100,11 +100,12 @@ def passing(error: Exception, host: str) -> Passing | CkptfsError:
                 return SourceNotFound(f"there is no host {host}; check the address")
             return Passing(f"the name {host} cannot be resolved now")
     kinds: tuple[tuple[type[Exception] | tuple[type[Exception], ...], str], ...] = (
+        # urllib3 has NewConnectionError for a kind of ConnectTimeoutError, though nothing timed out.
+        ((ConnectionRefusedError,), f"{host} refuses connections"),
+        ((urllib3.exceptions.NewConnectionError,), f"{host} cannot be reached"),
         ((urllib3.exceptions.ConnectTimeoutError,), f"{host} does not answer (connection timed out)"),
         ((urllib3.exceptions.ReadTimeoutError, TimeoutError), f"{host} went silent in mid-way"),
-        ((ConnectionRefusedError,), f"{host} refuses connections"),
         ((ConnectionError, urllib3.exceptions.ProtocolError), f"{host} broke the connection"),
-        ((urllib3.exceptions.NewConnectionError,), f"{host} cannot be reached"),
         ((ssl.SSLError,), f"the TLS connection to {host} failed"),
         ((urllib3.exceptions.ProxyError,), f"the proxy to {host} failed"),
         ((http.client.HTTPException,), f"{host} answered with something that is not HTTP"),

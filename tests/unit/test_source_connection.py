@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 import time
 
 import pytest
+import urllib3
 
 from ckptfs.errors import Interrupted, SourceNotFound, SourceRefused, SourceUnavailable
 from ckptfs.source import tries
@@ -137,3 +139,12 @@ def test_the_words_of_foreign_errors_are_not_repeated() -> None:
     failure = passing(RuntimeError("GET https://user:hunter2@host/?X-Amz-Signature=abc failed"), "host")
     assert isinstance(failure, Passing)
     assert failure.reason == "talking to host failed (RuntimeError)"
+
+
+def test_a_closed_port_is_not_called_a_timeout() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    pool = urllib3.HTTPConnectionPool("127.0.0.1", port, timeout=5)
+    with pytest.raises(urllib3.exceptions.HTTPError) as caught:
+        pool.urlopen("GET", "/", retries=False)
+    assert str(passing(caught.value, "the host")) == "the host refuses connections"
