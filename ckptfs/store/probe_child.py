@@ -1,7 +1,8 @@
 """The child of :mod:`ckptfs.store.probe`: opens an index for reading and looks for damage.
 
 Run as a script with the index folder as its argument. Exit 0: sound. Exit 1: damaged, with the reason on
-standard output. Ended by a signal: damaged. It imports nothing of ckptfs, so that it starts quickly.
+standard output. Exit 3: a package is missing, nothing was looked at. Ended by a signal: damaged. It
+imports nothing of ckptfs, so that it starts quickly.
 """
 
 from __future__ import annotations
@@ -12,8 +13,12 @@ import resource
 import struct
 import sys
 
-import lmdb
-from xxhash import xxh3_64_digest
+try:
+    import lmdb
+    from xxhash import xxh3_64_digest
+except ImportError as error:
+    print(error)
+    sys.exit(3)
 
 SAMPLES = 1000
 SMALL = (b"meta", b"checkpoints", b"names", b"drafts", b"leases", b"pending")

@@ -11,6 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import lmdb
 import pytest
 
 from ckptfs.errors import StoreDamaged, StoreError, StoreLocked
@@ -248,3 +249,27 @@ def test_litter_is_swept(path: str) -> None:
     assert store.recovery.files_swept == 7
     assert audit(store) == []
     store.close()
+
+
+def test_a_check_that_lacks_a_package_does_not_blame_the_index(
+    path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bare = tmp_path / "python"
+    bare.write_text(f'#!/bin/sh\nexec {sys.executable} -S "$@"\n')  # no site-packages
+    bare.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(bare))
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    with pytest.raises(StoreError, match="could not be checked: No module named 'lmdb'") as caught:
+        Store.open(path)
+    assert not isinstance(caught.value, StoreDamaged)
+
+
+def test_the_check_finds_packages_where_this_process_may_have_them(
+    path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bare = tmp_path / "python"
+    bare.write_text(f'#!/bin/sh\nexec {sys.executable} -S "$@"\n')
+    bare.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(bare))
+    monkeypatch.setenv("PYTHONPATH", str(Path(lmdb.__file__).parents[1]))
+    Store.open(path).close()
