@@ -48,6 +48,7 @@ class Meter:
         self.bytes_done = 0
         self.bytes_reused = 0
         self.files_done = 0
+        self._runs_left: dict[bytes, int] = {}
 
     def found(self, size_bytes: int) -> None:
         with self._lock:
@@ -57,6 +58,20 @@ class Meter:
     def file_done(self) -> None:
         with self._lock:
             self.files_done += 1
+
+    def runs_planned(self, path: bytes, count: int) -> None:
+        """A file comes in so many runs, and is done with the last of them."""
+        if count == 0:
+            self.file_done()
+        else:
+            self._runs_left[path] = count
+
+    def run_done(self, path: bytes) -> None:
+        with self._lock:
+            self._runs_left[path] -= 1
+            if self._runs_left[path] == 0:
+                del self._runs_left[path]
+                self.files_done += 1
 
     def moved(self, count_bytes: int, *, reused: bool) -> None:
         with self._lock:
@@ -159,6 +174,7 @@ def bring_run(run: Run, buffer: memoryview, meter: Meter) -> None:
     view = buffer[: run.length_bytes]
     run.file.ranged.read_at(run.offset, view)
     _put_all(run.draft_file, run.first_index, run.offset, run.lengths, view, meter)
+    meter.run_done(run.file.path)
 
 
 def bring_small(files: Iterable[tuple[SourceFile, DraftFile]], buffer: memoryview, meter: Meter) -> None:
@@ -273,9 +289,10 @@ def _put_all(
     at = 0
     for length in lengths:
         data = view[at : at + length]
-        name = zero_digest(length) if is_zero(data) else digest(data)
+        zero = is_zero(data)
+        name = zero_digest(length) if zero else digest(data)
         new = draft_file.put(index, offset + at, data, name, fingerprint(data), landed=landed)
-        meter.moved(length, reused=not new)
+        meter.moved(length, reused=not new and not zero)  # nobody would look for zeros in the store
         at += length
         index += 1
 

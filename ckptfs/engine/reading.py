@@ -119,9 +119,9 @@ class Reading:
                 runs = await in_thread(
                     limiter, partial(ingest.plan, file, draft_file, self._config.buffer_bytes, self._meter)
                 )
+                self._meter.runs_planned(file.path, len(runs))
                 for run in runs:
                     await send.send(partial(self._bring_run, run))
-                self._meter.file_done()
                 continue
             batch.append((file, draft_file))
             batch_bytes += file.size_bytes
