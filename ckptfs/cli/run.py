@@ -78,7 +78,11 @@ def run_command(caller: Caller, checkpoints: tuple[str, ...], job: str, command:
 def _describe(info: JobInfo) -> None:
     import msgspec
 
-    click.echo(json.dumps(msgspec.to_builtins(info)), err=True)
+    from ckptfs.cli import view
+
+    # As the command sees it, not as the node does.
+    seen = msgspec.structs.replace(info, path=view.PLACE, env=view.ENVIRONMENT)
+    click.echo(json.dumps(msgspec.to_builtins(seen)), err=True)
 
 
 def _become(command: tuple[str, ...], environment: dict[str, str]) -> NoReturn:

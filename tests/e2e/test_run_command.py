@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pty
 import signal
@@ -196,7 +197,9 @@ def test_the_terminal_passes_through(node: Daemon) -> None:
 def test_json_describes_the_job_beside_the_commands_output(node: Daemon) -> None:
     ran = node.run("run", "--json", "--job", "described", "--checkpoint", "model", "--", "echo", "out")
     assert ran.stdout == "out\n"
-    assert '"job": "described"' in ran.stderr
+    described = json.loads(ran.stderr)
+    assert described["job"] == "described"
+    assert described["path"] == described["env"]["TRAINML_CHECKPOINT_PATH"] == PLACE
 
 
 def test_a_job_may_be_many_processes(node: Daemon) -> None:
