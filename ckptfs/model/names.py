@@ -31,7 +31,8 @@ def check_checkpoint_name(name: str) -> str:
         if len(name.encode()) > NAME_LIMIT_BYTES:
             problem = f"it is longer than {NAME_LIMIT_BYTES} bytes"
     if problem:
-        raise SpecificationError("name", f"{show_text(name)} cannot be the name of a checkpoint: {problem}")
+        shown = show_text(name) or '""'
+        raise SpecificationError("name", f"{shown} cannot be the name of a checkpoint: {problem}")
     return name
 
 

@@ -122,3 +122,8 @@ def test_different_paths_of_one_kind_are_shown_differently(one: bytes, other: by
     """Only a character from U+0080 to U+00FF that is not printable looks like the byte of its number."""
     if one != other and all(b < 0x80 for b in one + other):
         assert show_path(one) != show_path(other)
+
+
+def test_an_empty_name_is_shown_as_one() -> None:
+    with pytest.raises(SpecificationError, match=r'^"" cannot be the name of a checkpoint: it is empty$'):
+        check_checkpoint_name("")
