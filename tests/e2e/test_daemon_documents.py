@@ -120,13 +120,17 @@ def test_a_disk_that_fills_up_fails_the_creation_alone(daemon: BareDaemon, tmp_p
         subprocess.run(["umount", str(daemon.store)], check=True)
 
 
-def test_what_runs_while_the_daemon_dies_gets_an_error_never_wrong_bytes(
-    daemon: BareDaemon, tmp_path: Path
+@pytest.mark.parametrize("native", [True, False], ids=["native", "daemon"])
+def test_what_runs_while_the_daemon_dies_gets_its_bytes_or_an_error(
+    daemon: BareDaemon, tmp_path: Path, native: bool
 ) -> None:
     source = tmp_path / "source"
     source.mkdir()
     data = os.urandom(20 << 20)
     (source / "model.bin").write_bytes(data)
+    config = tmp_path / "c.toml"
+    config.write_text(f"[mount]\npassthrough = {str(native).lower()}\n")
+    daemon.arguments = ["--config", str(config)]
     daemon.start()
     daemon.client().checkpoints.create("m", source_uri=str(source)).wait_for("ready", timeout=60)
     daemon.client().jobs.attach("m", job="j")
@@ -148,7 +152,8 @@ def test_what_runs_while_the_daemon_dies_gets_an_error_never_wrong_bytes(
     assert job.stdout.readline() == "open\n"
     daemon.kill()
     said, _ = job.communicate("go on\n", timeout=30)
-    assert said.strip() == "Transport endpoint is not connected"
+    wanted = data[19 << 20 :][:100].hex() if native else "Transport endpoint is not connected"
+    assert said.strip() == wanted
     daemon.start()
     assert (daemon.mount / "m" / "model.bin").read_bytes() == data
     assert daemon.stop() == 0
