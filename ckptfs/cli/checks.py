@@ -7,9 +7,9 @@ import os
 import shutil
 
 from ckptfs.errors import CkptfsError
+from ckptfs.model.places import JOB_PATH
 from ckptfs.model.records import DoctorCheck
 
-MOUNTPOINT = "/opt/trainml/checkpoint"
 _DAEMON_LIBRARIES = (
     "pyfuse3",
     "trio",
@@ -66,12 +66,12 @@ def _fusermount() -> DoctorCheck:
 
 
 def _mountpoint() -> DoctorCheck:
-    there = os.path.isdir(MOUNTPOINT)
+    there = os.path.isdir(JOB_PATH)
     return DoctorCheck(
         name="mountpoint",
         ok=there,
-        detail=f"{MOUNTPOINT} is {'there' if there else 'missing'}",
-        remedy=f"mkdir -p {MOUNTPOINT}, or another one with ckptfsd --mount DIR",
+        detail=f"{JOB_PATH} is {'there' if there else 'missing'}",
+        remedy=f"mkdir -p {JOB_PATH}, or another one with ckptfsd --mount DIR",
         required=False,
     )
 

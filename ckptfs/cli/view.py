@@ -23,12 +23,12 @@ from typing import TypeVar
 
 from ckptfs.cli import mounts
 from ckptfs.errors import MountError
+from ckptfs.model.places import JOB_PATH, JOB_PATH_ALIAS, PATH_VARIABLE, PATH_VARIABLE_ALIAS
 from ckptfs.model.records import JobCheckpoint
 
-PLACE = "/opt/trainml/checkpoint"
-SECOND_PLACE = "/opt/ml/checkpoint"  # where the rebranded service puts it: the same files again
+PLACE, SECOND_PLACE = JOB_PATH, JOB_PATH_ALIAS
 
-ENVIRONMENT = {"TRAINML_CHECKPOINT_PATH": PLACE, "ML_CHECKPOINT_PATH": SECOND_PLACE}
+ENVIRONMENT = {PATH_VARIABLE: PLACE, PATH_VARIABLE_ALIAS: SECOND_PLACE}
 
 _MOUNT_TYPE = "fuse.ckptfs"
 

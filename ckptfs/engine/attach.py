@@ -31,15 +31,11 @@ from ckptfs.errors import (
 )
 from ckptfs.model.digest import text_id
 from ckptfs.model.names import check_job_id
+from ckptfs.model.places import JOB_PATH, PATH_VARIABLE, PATH_VARIABLE_ALIAS
 from ckptfs.model.records import JobCheckpoint, JobInfo
 from ckptfs.store import Checkpoint, Lease, Store
 
 log = structlog.get_logger(__name__)
-
-# Where a job finds its checkpoints (TRAINML.md): the trainML path and the name that it has had since.
-JOB_PATH = "/opt/trainml/checkpoint"
-JOB_PATH_ALIAS = "/opt/ml/checkpoint"
-PATH_VARIABLES = ("TRAINML_CHECKPOINT_PATH", "ML_CHECKPOINT_PATH")
 
 _MAX_TTL_SECONDS = 366 * 24 * 3600.0
 
@@ -117,7 +113,7 @@ class Leases:
                 for c in checkpoints
             ],
             path=path,
-            env=dict.fromkeys(PATH_VARIABLES, path) if checkpoints else {},
+            env=dict.fromkeys((PATH_VARIABLE, PATH_VARIABLE_ALIAS), path) if checkpoints else {},
             created=lease.created if lease else 0.0,
             expires=lease.expires if lease else None,
             pid=lease.pid if lease else None,

@@ -10,6 +10,7 @@
 - ``tree``: a manifest as directories and nodes, for the mount and for `tree`
 - ``resolve``: a path through the links of a tree, as the kernel follows them
 - ``names``: what a checkpoint and a job may be called; paths that are safe to show
+- ``places``: where a job finds its checkpoints, and the variables that say so
 - ``reference``: which checkpoint a user means by a text
 - ``sizes``: bytes and durations as people write them
 - ``records``: what crosses the control interface

@@ -26,6 +26,20 @@ class Reader:
         return self.data[offset : offset + length]
 
 
+class NoSeek(io.RawIOBase):
+    """What an upload stream looks like: zipfile then writes data descriptors."""
+
+    def __init__(self) -> None:
+        self.buffer = bytearray()
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: bytes) -> int:
+        self.buffer += data
+        return len(data)
+
+
 def cut(data: bytes) -> list[int]:
     """The chunk lengths, checked for what holds for every file."""
     result = lengths(len(data), Reader(data))

@@ -18,7 +18,7 @@ import msgspec
 from blake3 import blake3
 from hypothesis import given
 from hypothesis import strategies as st
-from model_files import cut
+from model_files import NoSeek, cut
 
 from ckptfs.model import boundaries, manifest, prefix
 from ckptfs.model.digest import text_id
@@ -203,18 +203,6 @@ def test_safetensors_are_cut_as_the_page_says(tensors: list[int], padding: int) 
     data = safetensors_file(tensors, len(safetensors_file(tensors, 0)) - 8 - sum(tensors) + padding)
     if tensors:
         assert cut(data) == chunk_lengths(safetensors_cuts(data))
-
-
-class NoSeek(io.RawIOBase):
-    def __init__(self) -> None:
-        self.buffer = bytearray()
-
-    def writable(self) -> bool:
-        return True
-
-    def write(self, data: bytes) -> int:
-        self.buffer += data
-        return len(data)
 
 
 @given(

@@ -12,7 +12,7 @@ import numpy
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from model_files import Reader, cut, npz_bytes, random_array, starts
+from model_files import NoSeek, Reader, cut, npz_bytes, random_array, starts
 
 from ckptfs.model.boundaries import grid
 from ckptfs.model.chunking import HEAD_BYTES, Container, lengths, sniff
@@ -27,20 +27,6 @@ MEMBERS = {
     "m/data/2": C,
     "m/version": b"3\n",
 }
-
-
-class NoSeek(io.RawIOBase):
-    """What an upload stream looks like: zipfile then writes data descriptors."""
-
-    def __init__(self) -> None:
-        self.buffer = bytearray()
-
-    def writable(self) -> bool:
-        return True
-
-    def write(self, data: bytes) -> int:
-        self.buffer += data
-        return len(data)
 
 
 def archive(
