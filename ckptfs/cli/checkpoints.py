@@ -90,7 +90,9 @@ def remove_command(caller: Caller, checkpoints: tuple[str, ...], force: bool) ->
     for checkpoint in found:
         checkpoint.remove(force=force)
         if not caller.json:
-            click.echo(f"removed {rendering.safe(checkpoint.name)}")
+            freed = checkpoint.info.freed_bytes
+            given_back = "" if freed is None else f", {format_bytes(freed)} given back"
+            click.echo(f"removed {rendering.safe(checkpoint.name)}{given_back}")
     if caller.json:
         rendering.emit({"checkpoints": [c.info for c in found]})
 

@@ -220,12 +220,13 @@ class Engine:
         if found.failed is not None:
             await trio.to_thread.run_sync(self._store.drop_draft, found.failed.ordinal)
         elif found.ready is not None:
-            await self._remove_ready(found.ready, force=force)
+            info.freed_bytes = await self._remove_ready(found.ready, force=force)
         info.status = "archived"
         info.jobs = []
         return info
 
-    async def _remove_ready(self, checkpoint: Checkpoint, *, force: bool) -> None:
+    async def _remove_ready(self, checkpoint: Checkpoint, *, force: bool) -> int:
+        """Answers how many bytes it gave back."""
         ordinal, name = checkpoint.ordinal, checkpoint.name
         async with self._leases.changing:
             self._check_unused(ordinal, name, force=force)
@@ -241,6 +242,7 @@ class Engine:
             self._going.discard(ordinal)
             self._leases.refresh()
         log.info("removed", checkpoint=name, bytes_freed=report.bytes_freed, chunks_freed=report.chunks_freed)
+        return report.bytes_freed
 
     def _check_unused(self, ordinal: int, name: str, *, force: bool) -> None:
         if ordinal in self._going:

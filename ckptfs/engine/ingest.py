@@ -124,6 +124,8 @@ class Run:
     first_index: int
     offset: int
     lengths: list[int]
+    #: Of the run that begins the file: bytes that planning has fetched already.
+    prefix: bytes = b""
 
     @property
     def length_bytes(self) -> int:
@@ -133,6 +135,7 @@ class Run:
 def plan(file: SourceFile, draft_file: DraftFile, buffer_bytes: int, meter: Meter) -> list[Run]:
     """Cut a ranged file and group the chunks that are still to be brought in into runs."""
     assert file.ranged is not None and file.size_bytes is not None
+    directory: _PrefixReader | None = None
     if draft_file.lengths is None:
         directory = _PrefixReader(file.ranged, file.size_bytes)
         draft_file.set_lengths(chunking.lengths(file.size_bytes, directory.read), file.size_bytes)
@@ -148,7 +151,8 @@ def plan(file: SourceFile, draft_file: DraftFile, buffer_bytes: int, meter: Mete
     def flush() -> None:
         nonlocal group, filled
         if group:
-            runs.append(Run(file, draft_file, first, start, group))
+            prefix = directory.prefix if directory and start == 0 else b""
+            runs.append(Run(file, draft_file, first, start, group, prefix))
         group, filled = [], 0
 
     for index, length in enumerate(draft_file.lengths):
@@ -172,7 +176,10 @@ def bring_run(run: Run, buffer: memoryview, meter: Meter) -> None:
     meter.check()
     assert run.file.ranged is not None
     view = buffer[: run.length_bytes]
-    run.file.ranged.read_at(run.offset, view)
+    here = min(len(run.prefix), len(view))
+    view[:here] = run.prefix[:here]
+    if here < len(view):
+        run.file.ranged.read_at(run.offset + here, view[here:])
     _put_all(run.draft_file, run.first_index, run.offset, run.lengths, view, meter)
     meter.run_done(run.file.path)
 
@@ -303,16 +310,16 @@ class _PrefixReader:
     def __init__(self, ranged: Ranged, size_bytes: int) -> None:
         self._ranged = ranged
         self._size_bytes = size_bytes
-        self._prefix = b""
+        self.prefix = b""
 
     def read(self, offset: int, length: int) -> bytes:
         end = offset + length
         if end > self._size_bytes or offset < 0:
             raise SourceChanged("a read past the end of the file was asked for")
-        if offset == 0 and len(self._prefix) < end:
-            self._prefix = self._fetch(0, min(self._size_bytes, max(end, _PREFIX_BYTES)))
-        if end <= len(self._prefix):
-            return self._prefix[offset:end]
+        if offset == 0 and len(self.prefix) < end:
+            self.prefix = self._fetch(0, min(self._size_bytes, max(end, _PREFIX_BYTES)))
+        if end <= len(self.prefix):
+            return self.prefix[offset:end]
         return self._fetch(offset, length)
 
     def _fetch(self, offset: int, length: int) -> bytes:

@@ -17,6 +17,7 @@ from ckptfs.engine.config import EngineConfig
 from ckptfs.engine.ingest import Meter
 from ckptfs.errors import SourceTooLarge
 from ckptfs.model.admission import Admission
+from ckptfs.model.chunking import TARGET_CHUNK_BYTES
 from ckptfs.model.sizes import format_bytes
 from ckptfs.source.base import (
     Source,
@@ -98,18 +99,25 @@ class Reading:
             for _ in range(workers):
                 nursery.start_soon(work)
             async with send:
-                await self._hand_out(listed, send, limiter)
+                await self._hand_out(listed, send, limiter, local=source.kind == "local")
 
     async def _hand_out(
         self,
         listed: list[SourceFile],
         send: trio.MemorySendChannel[Callable[[memoryview], None]],
         limiter: trio.CapacityLimiter,
+        *,
+        local: bool,
     ) -> None:
         batch: list[tuple[SourceFile, DraftFile]] = []
         batch_bytes = 0
+        # Over a network a run is one request, and what a cancelled request had brought is lost.
+        run_bytes = self._config.buffer_bytes if local else TARGET_CHUNK_BYTES
         for file in listed:
-            draft_file = self._draft.file(ingest.file_key(file), file.size_bytes)
+            make = partial(self._draft.file, ingest.file_key(file), file.size_bytes)
+            # A resumed file brings all its chunks' records along: of a large one too many for this loop.
+            large = file.size_bytes is None or file.size_bytes > _SMALL_BYTES
+            draft_file = await in_thread(limiter, make) if large else make()
             self.files[file.path] = (file.executable, draft_file)
             if file.ranged is None:
                 await send.send(partial(self._bring_stream, file, draft_file))
@@ -117,7 +125,7 @@ class Reading:
             assert file.size_bytes is not None
             if file.size_bytes > _SMALL_BYTES:
                 runs = await in_thread(
-                    limiter, partial(ingest.plan, file, draft_file, self._config.buffer_bytes, self._meter)
+                    limiter, partial(ingest.plan, file, draft_file, run_bytes, self._meter)
                 )
                 self._meter.runs_planned(file.path, len(runs))
                 for run in runs:

@@ -51,6 +51,8 @@ class CheckpointInfo(msgspec.Struct, kw_only=True, omit_defaults=True):
     shared_bytes: int | None = None  # in chunks that another checkpoint uses too
     stored_bytes: int | None = None  # distinct chunk bytes of this checkpoint, each counted once
     whole_files: int | None = None
+    # Filled by `remove`: what it gave back. Bytes that are still mapped follow when they are not.
+    freed_bytes: int | None = None
 
 
 class TreeEntry(msgspec.Struct, kw_only=True, omit_defaults=True):

@@ -37,8 +37,11 @@ def commit(core: Core) -> None:
                 core.blobs.punch(blob, [(start, end)])
             batch.dead = []
             physical = core.blobs.sync(sorted(batch.touched), created)
-        except CkptfsError as error:
-            _break(core, batch, error)
+        except BaseException as error:
+            if isinstance(error, CkptfsError):
+                _break(core, batch, error)
+            else:
+                _break(core, batch, StoreError(f"writing bytes out failed: {error!r}"))
             raise
         try:
             with core.transaction() as writer:

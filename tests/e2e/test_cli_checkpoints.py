@@ -63,7 +63,7 @@ def test_a_checkpoint_from_creation_to_removal(daemon: Daemon, source: Path) -> 
 
     assert daemon.run("rename", "model", "renamed").stdout == "model is now renamed\n"
     assert daemon.run("wait", "renamed", "--timeout", "5").stdout == "renamed ready\n"
-    assert daemon.run("remove", "renamed").stdout == "removed renamed\n"
+    assert daemon.run("remove", "renamed").stdout == "removed renamed, 9.0 MB given back\n"
     assert daemon.run("list").stdout.splitlines()[1:] == []
     assert daemon.run("wait", "renamed", "--status", "archived").stdout == "renamed archived\n"
     assert daemon.json("status")["store"]["checkpoints"] == 0

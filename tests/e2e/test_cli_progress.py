@@ -146,7 +146,7 @@ def test_ctrl_c_cancels_and_the_next_try_goes_on(daemon: Daemon, slow: SlowServe
         os.write(leader, b"\x03")
         said = read_until(leader, "ckptfs: error: interrupted")
         assert process.wait(30) == 128 + signal.SIGINT
-    assert "cancelled. What has arrived" in said
+    assert "ckptfs: cancelled; " in said and "had arrived" in said
     assert "run the same command again" in said
     (listed,) = daemon.json("list")["checkpoints"]
     assert (listed["status"], listed["reason_code"]) == ("failed", "interrupted")

@@ -26,8 +26,9 @@ from ckptfs.source.listing import Listing, check_entries
 from ckptfs.source.local import what_is_special
 from ckptfs.source.seekable import RangedStream, SeekableView, SubRange
 
-#: The longest central directory that is read into memory: about a million members.
-LONGEST_DIRECTORY_BYTES = 128 << 20
+#: The longest central directory that is read into memory: some 300,000 members. zipfile takes about ten
+#: times as much memory for them, and a creation must stay within 300 MB.
+LONGEST_DIRECTORY_BYTES = 16 << 20
 #: The longest path that a system takes is 4096 bytes; a link's target is read while listing.
 _LONGEST_TARGET_BYTES = 4096
 _LOCAL_HEADER = struct.Struct("<4sHHHHHLLLHH")
