@@ -143,8 +143,8 @@ def _cancel(checkpoint: SyncCheckpoint) -> None:
     kept = checkpoint.progress.bytes_done if checkpoint.progress else 0
     name = rendering.safe(checkpoint.name)
     rendering.note(
-        f"ckptfs: cancelled; {format_bytes(kept)} that had arrived are kept: run the same command again to go on"
-        f" from there, or `ckptfs remove {name}` to give them up"
+        f"ckptfs: cancelled; {format_bytes(kept)} that had arrived are kept: run the same command again to go"
+        f" on from there, or `ckptfs remove {name}` to give them up"
         if kept
         else f"ckptfs: cancelled; nothing of {name} had arrived"
     )
