@@ -15,12 +15,12 @@ from pathlib import Path
 
 import pytest
 import trio
-import zstandard
 
 from ckptfs import errors
 from ckptfs.engine import Engine, EngineConfig
 from ckptfs.model.records import AttachRequest, CreateRequest
 from ckptfs.store import Store
+from ckptfs.testing import maker
 
 LMDB_META_BYTES = 8192
 
@@ -97,9 +97,8 @@ def zeros_as_tar_zst(path: Path, frames: int) -> int:
     size = frames << 26
     header = tarfile.TarInfo("zeros.bin")
     header.size = size
-    compress = zstandard.ZstdCompressor().compress
-    zeros = compress(bytes(1 << 26))
-    path.write_bytes(compress(header.tobuf()) + zeros * frames + compress(bytes(1024)))
+    zeros = maker.zstandard(bytes(1 << 26))
+    path.write_bytes(maker.zstandard(header.tobuf()) + zeros * frames + maker.zstandard(bytes(1024)))
     return size
 
 
