@@ -35,6 +35,12 @@ def start(node: Daemon, *arguments: str, **options: object) -> subprocess.Popen[
     )
 
 
+def signals_as_in_a_shell() -> None:
+    """Who runs the tests in the background may have had these ignored, and that is inherited."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+
+
 def shell(node: Daemon, script: str, *checkpoints: str, code: int = 0) -> str:
     named = [word for name in checkpoints or ("model",) for word in ("--checkpoint", name)]
     return node.run("run", *named, "--", "sh", "-c", script, code=code).stdout
@@ -102,8 +108,11 @@ def test_options_of_the_command_are_its_own(node: Daemon) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGKILL])
 def test_a_signal_is_the_commands_and_ends_the_lease(node: Daemon, number: signal.Signals) -> None:
+    script = "echo here; exec sleep 60"
     process = start(
-        node, "--job", f"job-{number}", "--checkpoint", "model", "--", "sh", "-c", "echo here; exec sleep 60"
+        node,
+        *("--job", f"job-{number}", "--checkpoint", "model", "--", "sh", "-c", script),
+        preexec_fn=signals_as_in_a_shell,
     )
     with process:
         assert process.stdout is not None
