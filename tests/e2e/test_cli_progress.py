@@ -90,10 +90,16 @@ def on_a_terminal(
     command: list[str], environment: dict[str, str]
 ) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
     leader, follower = pty.openpty()
+
+    def settle_in() -> None:
+        os.login_tty(follower)  # a session of its own, whose terminal this is
+        # Who runs the tests in the background may have had it ignored, and that is inherited.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
     process = subprocess.Popen(
         command,
         env={**environment, "TERM": "xterm", "COLUMNS": "120"},
-        preexec_fn=lambda: os.login_tty(follower),  # a session of its own, whose terminal this is
+        preexec_fn=settle_in,
         close_fds=False,
     )
     os.close(follower)
