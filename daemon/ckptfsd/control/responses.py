@@ -7,6 +7,7 @@ no memory, and other requests go on meanwhile.
 from __future__ import annotations
 
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
@@ -54,13 +55,14 @@ def failure(error: CkptfsError) -> Response:
     return Response(body, status_code=error.http_status, media_type=_JSON, headers=headers)
 
 
-class LongAnswer(Response):
+class LongAnswer(Response, ABC):
     """An answer that is made while it is sent. When the client leaves, the making is cancelled: nobody
     else waits for it. An error before :meth:`begin` is answered as any other; after it the answer is
     broken off (the gate sees to both)."""
 
+    @abstractmethod
     async def write(self, send: Send) -> None:
-        raise NotImplementedError
+        """Send all of it: :meth:`begin` once, then pieces, the last with ``more=False``."""
 
     async def begin(self, send: Send) -> None:
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
