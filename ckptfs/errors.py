@@ -198,6 +198,14 @@ class MountError(CkptfsError):
     exit_code = 7
 
 
+class UpgradeFailed(CkptfsError):
+    """The next worker could not take over; the one before it goes on."""
+
+    code = "upgrade_failed"
+    exit_code = 7
+    http_status = 500
+
+
 class ConfigurationError(CkptfsError):
     code = "configuration"
     exit_code = 2

@@ -34,6 +34,7 @@ VERBS = {
     "jobs": "jobs",
     "status": "node",
     "doctor": "node",
+    "daemon": "daemon",
     "completion": "completion",
 }
 

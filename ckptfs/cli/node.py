@@ -7,6 +7,7 @@ import click
 from ckptfs.cli import rendering
 from ckptfs.cli.caller import Caller, verb
 from ckptfs.errors import CkptfsError, ConnectionError, MountError, PermissionDenied
+from ckptfs.model.records import StatusInfo
 from ckptfs.model.sizes import format_bytes
 
 
@@ -25,12 +26,14 @@ def status_command(caller: Caller) -> None:
     mounted = "mounted" if info.mounted else "not mounted"
     saved = store.logical_bytes - store.stored_bytes
     pairs = [
-        ("daemon", f"{info.version}, process {info.pid}, since {rendering.moment(info.started)}"),
+        ("daemon", f"{info.version}, process {info.pid}, {_worker(info)}"),
         ("socket", info.socket),
         ("mount", f"{info.mount} ({mounted})"),
     ]
     if info.mount_note:
         pairs.append(("", info.mount_note))
+    if info.upgrade_note:
+        pairs.append(("upgrade", f"failed: {info.upgrade_note}"))
     pairs += [
         ("store", f"{store.path} (format {store.format})"),
         ("checkpoints", f"{store.checkpoints}, creations under way: {info.creations}"),
@@ -42,6 +45,14 @@ def status_command(caller: Caller) -> None:
         ("jobs", str(info.jobs)),
     ]
     rendering.facts(pairs)
+
+
+def _worker(info: StatusInfo) -> str:
+    since = rendering.moment(info.started)
+    if info.worker_pid == info.pid:
+        return f"since {since}"
+    times = f", number {info.worker_starts + 1}" if info.worker_starts else ""
+    return f"worker {info.worker_pid}{times} since {since}"
 
 
 @click.command("doctor", short_help="Is everything here that the daemon needs?")

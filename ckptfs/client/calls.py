@@ -184,6 +184,11 @@ def doctor() -> Call[list[DoctorCheck]]:
     return Call("GET", "/v1/doctor", _field("checks", list[DoctorCheck]))
 
 
+def upgrade(python: str = "") -> Call[StatusInfo]:
+    """Answered before it happens, with the status of the process that is to be replaced."""
+    return _with_body("POST", "/v1/upgrade", {"python": python}, _record(StatusInfo))
+
+
 # --- answers ------------------------------------------------------------------------------------
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import builtins
 import os
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping, Sequence
-from contextlib import aclosing, asynccontextmanager, contextmanager
+from contextlib import aclosing, asynccontextmanager, contextmanager, suppress
 from typing import Literal, TypeVar
 
 import anyio
@@ -19,7 +19,7 @@ from ckptfs.client import address, calls, origin, waiting
 from ckptfs.client.calls import Call, Details, VerifyStep
 from ckptfs.client.described import Described
 from ckptfs.client.exchange import RECEIVE_BYTES, Exchange, Head, Signal
-from ckptfs.errors import NotFound
+from ckptfs.errors import ConnectionError, NotFound
 from ckptfs.model.records import (
     AttachRequest,
     CheckpointInfo,
@@ -57,6 +57,22 @@ class Client:
 
     async def doctor(self) -> list[DoctorCheck]:
         return await self.request(calls.doctor())
+
+    async def upgrade(self, python: str = "", *, timeout: float = 60.0) -> StatusInfo:
+        """Replace the daemon's worker and wait for the new one; mounts and open files stay.
+
+        ``python``: the interpreter of the environment whose ckptfs is to go on (absolute path); empty: the
+        same, with the configuration read anew. Raises :class:`UpgradeFailed` when the old one goes on.
+        """
+        before = await self.request(calls.upgrade(python))
+        deadline, pauses = anyio.current_time() + timeout, waiting.Pauses()
+        while (left := deadline - anyio.current_time()) > 0:
+            await anyio.sleep(pauses.take(left))
+            with suppress(ConnectionError):  # cut off with the worker that goes
+                now = await self.status()
+                if waiting.upgraded(before, now):
+                    return now
+        raise waiting.not_upgraded(before, timeout)
 
     async def request(self, call: Call[T]) -> T:
         """Make one call and read its answer whole."""

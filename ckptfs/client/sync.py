@@ -11,14 +11,14 @@ import os
 import socket as _socket
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from typing import Literal, TypeVar
 
 from ckptfs.client import address, calls, origin, waiting
 from ckptfs.client.calls import Call, Details, VerifyStep
 from ckptfs.client.described import Described
 from ckptfs.client.exchange import RECEIVE_BYTES, Exchange, Head, Signal
-from ckptfs.errors import NotFound
+from ckptfs.errors import ConnectionError, NotFound
 from ckptfs.model.records import (
     AttachRequest,
     CheckpointInfo,
@@ -56,6 +56,22 @@ class SyncClient:
 
     def doctor(self) -> list[DoctorCheck]:
         return self.request(calls.doctor())
+
+    def upgrade(self, python: str = "", *, timeout: float = 60.0) -> StatusInfo:
+        """Replace the daemon's worker and wait for the new one; mounts and open files stay.
+
+        ``python``: the interpreter of the environment whose ckptfs is to go on (absolute path); empty: the
+        same, with the configuration read anew. Raises :class:`UpgradeFailed` when the old one goes on.
+        """
+        before = self.request(calls.upgrade(python))
+        deadline, pauses = time.monotonic() + timeout, waiting.Pauses()
+        while (left := deadline - time.monotonic()) > 0:
+            time.sleep(pauses.take(left))
+            with suppress(ConnectionError):  # cut off with the worker that goes
+                now = self.status()
+                if waiting.upgraded(before, now):
+                    return now
+        raise waiting.not_upgraded(before, timeout)
 
     def request(self, call: Call[T]) -> T:
         """Make one call and read its answer whole."""

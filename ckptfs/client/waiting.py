@@ -1,4 +1,4 @@
-"""The rules of `wait_for`, without a clock: what may be waited for, and when it is settled."""
+"""The rules of `wait_for` and `upgrade`, without a clock: what may be waited for, and when it is settled."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import math
 
 import msgspec
 
-from ckptfs.errors import CheckpointError, SpecificationError, WaitTimeout
-from ckptfs.model.records import CheckpointInfo
+from ckptfs.errors import CheckpointError, SpecificationError, UpgradeFailed, WaitTimeout
+from ckptfs.model.records import CheckpointInfo, StatusInfo
 
 TARGETS = ("downloading", "ready", "archived")
 
@@ -82,3 +82,24 @@ def timed_out(info: CheckpointInfo, status: str, timeout: float) -> WaitTimeout:
 def archived(info: CheckpointInfo) -> CheckpointInfo:
     """What is known of a checkpoint that the daemon no longer knows: it was removed."""
     return msgspec.structs.replace(info, status="archived")
+
+
+def upgraded(before: StatusInfo, now: StatusInfo) -> bool:
+    """Whether another worker serves than the one that was asked to go. Raises :class:`UpgradeFailed` when
+    it does not and never will."""
+    if now.worker_pid != before.worker_pid:
+        return True
+    if now.upgrade_note:
+        raise UpgradeFailed(
+            f"the upgrade failed: {now.upgrade_note}; version {now.version} (process {now.worker_pid}) "
+            "serves as before"
+        )
+    return False
+
+
+def not_upgraded(before: StatusInfo, timeout: float) -> WaitTimeout:
+    return WaitTimeout(
+        f"no other worker than process {before.worker_pid} answered within {timeout:g} seconds; "
+        "the daemon's log says why",
+        status="upgrading",
+    )

@@ -79,9 +79,13 @@ class Engine:
     async def __aexit__(self, *exc: object) -> None:
         assert self._nursery is not None
         with trio.CancelScope(shield=True):
-            await self._creations.stop()
+            await self.stop_creations()
         self._nursery.cancel_scope.cancel()
         await self._stack.aclose()
+
+    async def stop_creations(self) -> None:
+        """Interrupt what is being created; what arrived is kept. Everything else goes on."""
+        await self._creations.stop()
 
     async def _sweep(self) -> None:
         while True:
@@ -236,6 +240,7 @@ class Engine:
             except BaseException:
                 self._going.discard(ordinal)
                 raise
+        self.view.disown(ordinal)
         try:
             report = await trio.to_thread.run_sync(self._store.remove, ordinal)
         finally:
@@ -259,11 +264,19 @@ class Engine:
                 f"checkpoint {name!r} is being read (cat, verify, show); try again when that is done",
                 jobs=jobs,
             )
-        open_files = self.view.open_files(ordinal)
+        inherited = self.view.inherited_files(ordinal)
+        open_files = self.view.open_files(ordinal) - inherited
         if open_files:
             raise InUse(
                 f"{open_files} file(s) of checkpoint {name!r} are open in a process; "
                 "it can be removed when they are closed",
+                jobs=jobs,
+            )
+        if inherited and not force:
+            raise InUse(
+                f"{inherited} file(s) of checkpoint {name!r} were open before the daemon's worker was "
+                "replaced, and may still be; if no process has them open, remove with --force (one that does "
+                "gets errors then, never wrong bytes)",
                 jobs=jobs,
             )
 

@@ -62,13 +62,14 @@ class Totals(NamedTuple):
 
 
 class _Open:
-    """A file that somebody has open."""
+    """A file that somebody has open: ``count`` handles, of which ``inherited`` at most were opened in an
+    earlier process and may be closed already. ``reader`` is made when it is first needed."""
 
-    __slots__ = ("count", "reader")
+    __slots__ = ("count", "inherited", "reader")
 
-    def __init__(self, reader: FileReader) -> None:
+    def __init__(self, reader: FileReader | None = None, *, inherited: int = 0) -> None:
         self.reader = reader
-        self.count = 0
+        self.count = self.inherited = inherited
 
 
 class View:
@@ -123,9 +124,27 @@ class View:
         """Where the files lie whose descriptors :meth:`native` gives."""
         return self._store.blobs_directory
 
+    def adopt(self, handles: Mapping[int, int]) -> None:
+        """What an earlier process that served this mount left open: inode -> handles, never less than there
+        are. To be called before the first request."""
+        for inode, count in handles.items():
+            if inode not in self._open:
+                self._open[inode] = _Open(inherited=count)
+                self._open_files[split(inode)[0]] += count
+
     def open_files(self, ordinal: int) -> int:
         """How many open files the checkpoint has: while there are any its bytes must stay."""
         return self._open_files[ordinal]
+
+    def inherited_files(self, ordinal: int) -> int:
+        """Of the open files, those that may have been closed when a worker died: it is not known."""
+        return sum(o.inherited for inode, o in self._open.items() if split(inode)[0] == ordinal)
+
+    def disown(self, ordinal: int) -> None:
+        """Inherited handles of a checkpoint do not count any more; whoever reads through one gets ESTALE."""
+        for inode, opened in list(self._open.items()):
+            if split(inode)[0] == ordinal and opened.inherited:
+                self._drop(inode, opened.inherited)
 
     async def load(self, ordinal: int) -> None:
         """Have the checkpoint's tree in memory: attaching does this, so that the first reader need not wait.
@@ -212,10 +231,12 @@ class View:
             raise Answer(errno.ESTALE)
         self._open_files[ordinal] += 1
         try:
-            if inode not in self._open:
+            opened = self._open.get(inode)
+            if opened is None or opened.reader is None:
                 reader = await self._reader(ordinal, inode)
-                self._open.setdefault(inode, _Open(reader))
-            self._open[inode].count += 1
+                opened = self._open.setdefault(inode, _Open(reader))
+                opened.reader = opened.reader or reader
+            opened.count += 1
         except BaseException:
             self._closed(ordinal)
             raise
@@ -224,17 +245,12 @@ class View:
         """Of an open file: gives a descriptor of the one file that has its bytes, for as long as it is
         entered; None when the file is not whole."""
         reader = self._open[inode].reader
-        return partial(_descriptor, self._store, reader) if reader.native_blob else None
+        return partial(_descriptor, self._store, reader) if reader and reader.native_blob else None
 
     def release(self, inode: int) -> None:
-        """A handle is closed. One that a daemon before this one had opened is not known, nor counted."""
-        opened = self._open.get(inode)
-        if opened is None:
-            return
-        opened.count -= 1
-        if opened.count == 0:
-            del self._open[inode]
-        self._closed(split(inode)[0])
+        """A handle is closed. One that is not known is not counted."""
+        if inode in self._open:
+            self._drop(inode, 1)
 
     async def read(self, inode: int, offset: int, length: int) -> memoryview:
         """Bytes of a file; fewer only at its end. Use the view up before the next await.
@@ -243,7 +259,11 @@ class View:
         an earlier daemon opened.
         """
         opened = self._open.get(inode)
-        reader = opened.reader if opened else await self._reader(split(inode)[0], inode)
+        reader = opened.reader if opened else None
+        if reader is None:
+            reader = await self._reader(split(inode)[0], inode)
+            if opened is not None:
+                opened.reader = reader
         try:
             return await self.reads.read(reader, offset, length)
         except StoreDamaged as error:
@@ -295,6 +315,17 @@ class View:
     def _forget_if_unused(self, ordinal: int) -> None:
         if ordinal not in self._names and not self._open_files[ordinal]:
             self._loaded.pop(ordinal, None)
+
+    def _drop(self, inode: int, handles: int) -> None:
+        """So many handles less. Those that were opened here go first: what is left of the inherited ones is
+        what may be told apart no more."""
+        opened = self._open[inode]
+        opened.count -= handles
+        opened.inherited = min(opened.inherited, opened.count)
+        if opened.count <= 0:
+            del self._open[inode]
+        for _ in range(handles):
+            self._closed(split(inode)[0])
 
     def _closed(self, ordinal: int) -> None:
         self._open_files[ordinal] -= 1

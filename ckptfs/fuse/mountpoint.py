@@ -1,35 +1,38 @@
-"""Is a directory fit to be mounted on? Every refusal says what is there and what to do."""
+"""Is a directory fit to be mounted on? Every refusal says what is there and what to do.
+
+Nothing here looks at a path through a mount without a way out: a dead mount answers at once, but one whose
+worker hangs never does. So that question is asked by a child process, which can be killed.
+"""
 
 from __future__ import annotations
 
 import errno
 import os
+import select
 import shlex
-from functools import partial
-
-import structlog
-import trio
+import signal
 
 from ckptfs.errors import MountError
 from ckptfs.fuse.kernel_mount import detach
 from ckptfs.fuse.mountinfo import Mounted, at, settled_path
 
-log = structlog.get_logger(__name__)
-
 FSTYPE = "fuse.ckptfs"
 
-# A live daemon answers stat of its root within milliseconds; one that is stopped never does.
+# A live daemon answers within milliseconds, a dead mount at once; a stopped daemon never does.
 _ANSWER_SECONDS = 3.0
 
+# What a mount answers whose daemon is gone: not connected, or aborted.
+_DEAD = (errno.ENOTCONN, errno.ECONNABORTED)
 
-async def prepare(path: str) -> tuple[str, str]:
+
+def prepare(path: str) -> tuple[str, str]:
     """Make sure that ``path`` is an empty directory on which nothing is mounted.
 
     A mount of ckptfs whose daemon is dead is taken away first. Answers the settled path and a note
     about what was done (empty: nothing). Raises :class:`MountError`.
     """
     _check_device()
-    path = await trio.to_thread.run_sync(settled_path, path)
+    path = settled_path(path)
     note = ""
     while (mounted := at(path)) is not None:
         if mounted.fstype != FSTYPE:
@@ -37,44 +40,54 @@ async def prepare(path: str) -> tuple[str, str]:
                 f"{path} is a mountpoint already ({mounted.source}, {mounted.fstype}); "
                 "unmount that or choose another --mount"
             )
-        await _clear_if_dead(path, mounted)
+        _clear_if_dead(path, mounted)
         note = f"a dead ckptfs mount was cleared from {path}"
-        log.warning("a dead mount was cleared", mount=path, device=mounted.device)
-    await trio.to_thread.run_sync(_check_directory, path)
+    _check_directory(path)
     return path, note
 
 
-async def _clear_if_dead(path: str, mounted: Mounted) -> None:
-    alive: bool | None = None
-    with trio.move_on_after(_ANSWER_SECONDS):
-        alive = await trio.to_thread.run_sync(partial(_answers, path), abandon_on_cancel=True)
-    if alive is None:
+def _clear_if_dead(path: str, mounted: Mounted) -> None:
+    answer = _ask(path)
+    if answer is None:
         raise MountError(
-            f"{path} is a mount of a ckptfsd that does not answer; "
-            f"stop that daemon, or abort its connection ({mounted.minor} in /sys/fs/fuse/connections) "
-            f"and umount -l {path}"
+            f"{path} is a mount of a ckptfsd that does not answer; stop that daemon, or abort its "
+            f"connection: echo 1 > /sys/fs/fuse/connections/{mounted.minor}/abort; "
+            f"umount -l {shlex.quote(path)}"
         )
-    if alive:
+    if answer not in _DEAD:  # EACCES comes from a live mount of another user
         raise MountError(f"{path} is the mount of another ckptfsd; stop that one or choose another --mount")
     try:
-        await trio.to_thread.run_sync(partial(detach, path, lazy=True))
+        detach(path, lazy=True)
     except OSError as error:
         raise MountError(
             f"{path} holds the mount of a dead ckptfsd, and it cannot be unmounted "
-            f"({error.strerror}): umount -l {path}"
+            f"({error.strerror}): umount -l {shlex.quote(path)}"
         ) from error
 
 
-def _answers(path: str) -> bool:
+def _ask(path: str) -> int | None:
+    """The errno of a statfs of ``path`` (0: none); None when it does not come back. Not stat: the kernel
+    may answer that from what it remembers, also of a dead mount."""
+    child = os.fork()
+    if child == 0:
+        try:
+            os.statvfs(path)
+            os._exit(0)
+        except OSError as error:
+            os._exit(error.errno or errno.EIO)
+        finally:
+            os._exit(errno.EIO)
+    pidfd = os.pidfd_open(child)
     try:
-        # Not stat: the kernel answers that from its cache for as long as it keeps attributes, which is
-        # very long here, whether anybody lives at the other end or not.
-        os.statvfs(path)
-    except OSError as error:
-        # Of a mount whose daemon is gone: "Transport endpoint is not connected"; of an aborted one
-        # ECONNABORTED. EACCES comes from a live mount of another user.
-        return error.errno not in (errno.ENOTCONN, errno.ECONNABORTED)
-    return True
+        poller = select.poll()
+        poller.register(pidfd, select.POLLIN)
+        answered = bool(poller.poll(_ANSWER_SECONDS * 1000))
+        if not answered:
+            os.kill(child, signal.SIGKILL)
+        _, status = os.waitpid(child, 0)
+    finally:
+        os.close(pidfd)
+    return os.waitstatus_to_exitcode(status) if answered else None
 
 
 def _check_device() -> None:

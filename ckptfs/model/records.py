@@ -98,8 +98,11 @@ class StoreStatus(msgspec.Struct, kw_only=True):
 
 class StatusInfo(msgspec.Struct, kw_only=True):
     version: str
-    pid: int
-    started: float
+    pid: int  # the process to signal: the holder of the mount where there is one
+    worker_pid: int  # the process that answers
+    worker_starts: int  # workers before this one since the daemon was started
+    upgrade_note: str  # why the last upgrade failed; empty when it did not
+    started: float  # of the worker
     socket: str
     mount: str
     mounted: bool

@@ -73,11 +73,35 @@ def cli() -> None:
 @cli.command("run")
 @configured
 def run_command(config: str | None, **values: Any) -> None:
-    """Run in the foreground until SIGTERM (the default command)."""
+    """Run in the foreground until SIGTERM (the default command).
+
+    With a mount these are two processes: a small one that holds the mount, and a worker that serves it and
+    is started again when it dies. SIGHUP replaces the worker, with the configuration as it is then.
+    """
     effective = _load(config, values)
+    if effective.config.mount.enabled:
+        from ckptfsd import launch
+
+        launch.become_holder(effective, _arguments(config, values))
     from ckptfsd import app
 
-    app.run(effective)
+    app.prepare_process(effective)
+    app.serve(effective)
+
+
+@cli.command("worker", hidden=True)
+@configured
+def worker_command(config: str | None, **values: Any) -> None:
+    """Serve what the holder holds. Started by the holder, not by people."""
+    from ckptfsd import worker
+
+    worker.run(lambda: _load(config, values), _arguments(config, values))
+
+
+def _arguments(config: str | None, values: dict[str, Any]) -> list[str]:
+    """The flags that were given, for a process that is to have the same."""
+    given = [("--config", config), *((_FLAGS[name][1], value) for name, value in values.items())]
+    return [word for flag, value in given if value for word in ((flag,) if value is True else (flag, value))]
 
 
 @cli.command("check-config")

@@ -1,11 +1,14 @@
 """The one place where the concrete parts meet, and the order in which they start and stop.
 
-Start: store (locked, checked, recovered), control socket (bound: whoever connects now waits), engine,
-mount, control interface, "ready". Each step that fails undoes those before it, and says one line.
+With a mount the daemon is two processes: the holder (ckptfsd.holder), which this one becomes, and a worker
+(ckptfsd.worker), which is a :class:`Daemon` on the holder's connection. Without one it is a Daemon alone.
 
-Stop (SIGTERM, SIGINT, SIGHUP): "stopping", control interface (requests under way get a few seconds),
-mount, engine (creations are interrupted; what arrived is kept), control socket, store. A second signal
-cuts the waiting short.
+Start: store (locked, checked, recovered), control socket (whoever connects now waits), engine, mount,
+control interface, "ready". Each step that fails undoes those before it, and says one line.
+
+End: control interface (requests under way get a few seconds), creations (interrupted; what arrived is
+kept), mount, control socket, store. When another worker goes on, the mount is served for as long as
+possible, and what is in flight at the end is that one's. A second signal cuts the waiting short.
 """
 
 from __future__ import annotations
@@ -16,7 +19,8 @@ import os
 import resource
 import signal
 import time
-from dataclasses import asdict
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from functools import partial
 
 import trio
@@ -24,19 +28,20 @@ import trio
 from ckptfs import __version__
 from ckptfs.engine.config import EngineConfig
 from ckptfs.engine.engine import Engine
-from ckptfs.errors import CkptfsError
+from ckptfs.errors import CkptfsError, Conflict, MountError, PermissionDenied
 from ckptfs.fuse.session import FuseSession, MountConfig
 from ckptfs.model.records import StatusInfo
 from ckptfs.store import Store
 from ckptfsd.config import Config, Effective
 from ckptfsd.control.app import build
 from ckptfsd.control.face import Control
-from ckptfsd.control.peer import Permissions
+from ckptfsd.control.peer import Peer, Permissions
 from ckptfsd.doctor import diagnose
 from ckptfsd.listener import ControlSocket, group_id
 from ckptfsd.logging import configure, get_logger, ready_line
 from ckptfsd.notify import Notifier
 from ckptfsd.server import ControlServer, ServerLimits
+from ckptfsd.worker_link import HolderLink, Introduction, Order
 
 _log = get_logger(__name__)
 
@@ -44,16 +49,27 @@ _log = get_logger(__name__)
 # Python's 700 allocations the collector took an eighth of the CPU of such a creation.
 _GC_THRESHOLDS = (50_000, 20, 20)
 
-_STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+_STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+# What the next worker is not kept waiting for: it gets the requests that are in flight.
+_HANDOVER_GRACE_SECONDS = 0.5
+
+# When the connection ended under us: how long the holder has to say what to do.
+_LOST_SECONDS = 10.0
 
 
-def run(effective: Effective) -> None:
-    """Serve until a signal. Raises :class:`CkptfsError` when it cannot start or go on."""
-    config = effective.config
-    configure(config.log)
+def prepare_process(effective: Effective) -> None:
+    """Log, limits and garbage collection of the process that is going to serve."""
+    configure(effective.config.log)
     _log.debug("starting", version=__version__, pid=os.getpid(), config=effective.file or "defaults")
     raise_open_files_limit()
     gc.set_threshold(*_GC_THRESHOLDS)
+
+
+def serve(effective: Effective, held: Held | None = None) -> Order:
+    """Serve until a signal or an order; which one. Raises :class:`CkptfsError` when it cannot start or go
+    on."""
+    config = effective.config
     admin_gid = group_id(config.control.admin_group, "admin_group") if config.control.admin_group else None
     permissions = Permissions.of_this_process(admin_gid)
     # Before trio and its threads: the store checks its index in a child process.
@@ -64,35 +80,62 @@ def run(effective: Effective) -> None:
         if store.recovery:
             _log.info("put right what was left undone", store=store.path, **asdict(store.recovery))
         with ControlSocket(
-            config.control.socket, mode=config.control.socket_mode, group=config.control.socket_group
+            config.control.socket,
+            mode=config.control.socket_mode,
+            group=config.control.socket_group,
+            inherited=held.introduction.listener if held else None,
         ) as control_socket:
-            daemon = Daemon(config, store, control_socket, permissions)
+            if held is not None:
+                held.link.leave_listener(
+                    control_socket.socket.fileno(), control_socket.path, control_socket.inode
+                )
+            daemon = Daemon(config, store, control_socket, permissions, held)
             try:
                 trio.run(daemon.serve, strict_exception_groups=True)
             except BaseExceptionGroup as group:
                 raise _first_cause(group) from group
-        _log.info("stopped")
+            control_socket.stays = held is not None and not daemon.orphaned
+        return daemon.ended_by
     finally:
         store.close()
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """What a worker has from its holder."""
+
+    link: HolderLink
+    introduction: Introduction
+    #: Ask for another worker, started by this Python interpreter (empty: the same).
+    upgrade: Callable[[str], None]
 
 
 class Daemon:
     """A running daemon: its parts, and what `status` says of them."""
 
     def __init__(
-        self, config: Config, store: Store, control_socket: ControlSocket, permissions: Permissions
+        self,
+        config: Config,
+        store: Store,
+        control_socket: ControlSocket,
+        permissions: Permissions,
+        held: Held | None,
     ) -> None:
         self._config = config
+        self._held = held
         self._started = time.time()
         self._notifier = Notifier(os.environ)
         self._engine = Engine(store, engine_config(config))
         self._fuse: FuseSession | None = None
-        if config.mount.enabled:
-            self._fuse = FuseSession(self._engine.view, config.mount.path, config=mount_config(config))
+        if held is not None:
+            self._fuse = FuseSession(
+                self._engine.view, held.introduction.connection, held.link, config=mount_config(config)
+            )
         control = Control(
             engine=self._engine,
             status=self.status,
             doctor=partial(diagnose, config, running=True),
+            upgrade=self.upgrade,
             permissions=permissions,
             max_body_bytes=config.control.max_body_bytes,
             body_timeout_seconds=config.control.body_timeout_seconds,
@@ -100,19 +143,30 @@ class Daemon:
         self._server = ControlServer(
             build(control, version=__version__), control_socket.socket, server_limits(config)
         )
-        self._stop = trio.Event()
+        self._end = trio.Event()
         self._starting = trio.CancelScope()
         self._server_ended: trio.Event | None = None
+        self._upgrade_asked = False
+        self._upgrade_note = ""
+        self.ended_by = Order("stop")
+        #: The holder is dead: what it would do at the end is ours.
+        self.orphaned = False
 
     async def serve(self) -> None:
         async with trio.open_nursery() as outer:
             await outer.start(self._watch_signals)
+            if self._held is not None:
+                await outer.start(self._held.link.run)
+                outer.start_soon(self._follow, self._held.link)
             async with self._engine, trio.open_nursery() as services:
                 with self._starting:
                     await self._start(services)
-                    await self._stop.wait()
+                    await self._end.wait()
                 await self._stop_serving()
-                services.cancel_scope.cancel()  # unmounts
+                services.cancel_scope.cancel()  # lets go of the mount
+            if self.orphaned and self._held is not None:
+                note = await trio.to_thread.run_sync(self._held.introduction.connection.unmount)
+                _log.info("unmounted", note=note)
             outer.cancel_scope.cancel()
 
     async def _start(self, services: trio.Nursery) -> None:
@@ -123,7 +177,17 @@ class Daemon:
         self._announce()
 
     async def _run_mount(self, fuse: FuseSession, task_status: trio.TaskStatus[None]) -> None:
-        await fuse.run(task_status=task_status)
+        try:
+            await fuse.run(task_status=task_status)
+        except MountError as error:
+            if self._held is None or self.orphaned:
+                raise
+            _log.error("the mount was lost", mount=fuse.mountpoint, reason=error.message)
+            self._held.link.lost(error.message)
+            with trio.move_on_after(_LOST_SECONDS):
+                await self._end.wait()  # told to leave for another connection
+            if not self._end.is_set():
+                raise
 
     async def _run_server(self, task_status: trio.TaskStatus[None]) -> None:
         self._server_ended = ended = trio.Event()
@@ -132,41 +196,90 @@ class Daemon:
 
     async def _stop_serving(self) -> None:
         self._notifier.send(STOPPING=1, STATUS="stopping")
-        _log.info("stopping")
-        self._server.stop()
+        _log.info("stopping" if self.ended_by.verb == "stop" else "handing over", order=self.ended_by.verb)
+        self._server.stop(hurry=self.ended_by.verb != "stop")
         if self._server_ended is not None:
             await self._server_ended.wait()
+        await self._engine.stop_creations()  # readers are served meanwhile
+        if self._fuse is not None and self.ended_by.verb != "stop":
+            self._fuse.hurry(_HANDOVER_GRACE_SECONDS)
+
+    # --- Orders ----------------------------------------------------------------------------------------
 
     async def _watch_signals(self, task_status: trio.TaskStatus[None]) -> None:
-        with trio.open_signal_receiver(*_STOP_SIGNALS) as signals:
+        # A terminal's end, or somebody's wish for a reload, is the holder's business where there is one.
+        numbers = _STOP_SIGNALS if self._held is not None else (*_STOP_SIGNALS, signal.SIGHUP)
+        with trio.open_signal_receiver(*numbers) as signals:
             task_status.started()
             async for number in signals:
                 _log.info("signal", signal=signal.Signals(number).name)
-                if self._stop.is_set():
+                if self._end.is_set():
                     self._server.stop(hurry=True)
-                self._stop.set()
-                self._starting.cancel()
+                elif self._held is not None and not self.orphaned:
+                    self._held.link.stop()  # the whole daemon is meant, and the order comes back
+                else:
+                    self._end_with(Order("stop"))
+
+    async def _follow(self, link: HolderLink) -> None:
+        """What the holder says, until it is time to end."""
+        while not self._end.is_set():
+            order = await link.orders.receive()
+            if order.verb == "upgrade_failed":
+                self._upgrade_asked = False
+                self._upgrade_note = order.reason
+                _log.error("the upgrade failed, this worker goes on", reason=order.reason)
+            elif order.verb == "gone":
+                self.orphaned = True
+            else:
+                self._end_with(order)
+
+    def _end_with(self, order: Order) -> None:
+        self.ended_by = order
+        self._end.set()
+        self._starting.cancel()
+
+    def upgrade(self, python: str, peer: Peer) -> None:
+        """Ask the holder for another worker; ``python`` is the interpreter that starts it, or empty."""
+        if self._held is None:
+            raise Conflict("this daemon serves no mount, so nothing is lost when it is restarted: do that")
+        if self.orphaned:
+            raise Conflict("the holder of this daemon is dead: restart ckptfsd when no job reads")
+        if peer.uid not in (0, os.geteuid()):
+            raise PermissionDenied("an upgrade decides which program runs as the daemon: only root may ask")
+        if self._upgrade_asked:
+            raise Conflict("an upgrade is under way already; `ckptfs status` shows when it is over")
+        self._upgrade_asked, self._upgrade_note = True, ""
+        self._held.upgrade(python)
+
+    # --- What is said ----------------------------------------------------------------------------------
 
     def _announce(self) -> None:
         control = self._config.control
         mount = self._fuse.mountpoint if self._fuse else "none"
         line = ready_line(store=self._config.store.path, mount=mount, socket=control.socket)
         _log.info(line)
-        _tell(line)
+        if self._held is None or self._held.introduction.starts == 0:
+            _tell(line)
         self._notifier.send(READY=1, STATUS=line)
+        if self._held is not None and self._fuse is not None:
+            self._held.link.keep(self._fuse.in_use)
+            self._held.link.ready(self._fuse.notes)
 
     def status(self) -> StatusInfo:
-        fuse = self._fuse
+        fuse, held = self._fuse, self._held
         counters = {**self._engine.counters(), **self._server.statistics()}
         if fuse is not None:
             counters |= fuse.counters()
         return StatusInfo(
             version=__version__,
-            pid=os.getpid(),
+            pid=os.getppid() if held and not self.orphaned else os.getpid(),
+            worker_pid=os.getpid(),
+            worker_starts=held.introduction.starts if held else 0,
+            upgrade_note=self._upgrade_note,
             started=self._started,
             socket=self._config.control.socket,
             mount=fuse.mountpoint if fuse else "",
-            mounted=fuse.mounted if fuse else False,
+            mounted=fuse.serving if fuse else False,
             mount_note=fuse.notes if fuse else "started without a mount",
             store=self._engine.store_status(),
             jobs=self._engine.jobs_count(),
@@ -199,9 +312,6 @@ def engine_config(config: Config) -> EngineConfig:
 
 def mount_config(config: Config) -> MountConfig:
     return MountConfig(
-        read_ahead_kib=config.mount.read_ahead_kib,
-        max_background=config.mount.max_background,
-        passthrough=config.mount.passthrough,
         max_tasks=config.mount.max_requests,
         stop_grace_seconds=config.mount.stop_grace_seconds,
     )

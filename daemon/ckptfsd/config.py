@@ -18,6 +18,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 import msgspec
 
 from ckptfs.errors import ConfigurationError
+from ckptfs.fuse.mountinfo import settled_path
 
 DEFAULT_FILE = "/etc/ckptfs/ckptfsd.toml"
 ENVIRONMENT_PREFIX = "CKPTFSD_"
@@ -57,7 +58,28 @@ class MountSection(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fie
     passthrough: bool = True
     # Requests that are served at a time; more than reads can wait for a disk, or a stat waits with them.
     max_requests: Annotated[int, msgspec.Meta(ge=64, le=1_000_000)] = 8192
-    stop_grace_seconds: Seconds = 5.0  # for requests under way when the daemon stops
+    # For requests under way when the daemon stops. (When another worker goes on they are that one's.)
+    stop_grace_seconds: Seconds = 5.0
+
+
+WhenLost = Literal["remount", "stop"]
+
+
+class HolderSection(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
+    """The process that owns the mount, and how it treats the worker that serves it."""
+
+    # When somebody else unmounts the mount or aborts its connection.
+    when_lost: WhenLost = "remount"
+    # A worker that is not ready, or not gone, in this time is killed.
+    start_timeout_seconds: Seconds = 60.0
+    stop_timeout_seconds: Seconds = 20.0
+    # In an upgrade: how long the old worker may take to let go; then the upgrade is off.
+    pause_timeout_seconds: Seconds = 10.0
+    # A worker whose event loop says nothing for so long is killed. 0: never.
+    hang_timeout_seconds: Annotated[float, msgspec.Meta(ge=0, le=86_400)] = 90.0
+    # Starts in a row that fail, after which what waits gets EIO and pauses between starts grow.
+    failed_starts: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 5
+    slowest_restart_seconds: Seconds = 15.0
 
 
 class ControlSection(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
@@ -114,6 +136,7 @@ class LogSection(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_field
 class Config(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
     store: StoreSection = StoreSection()
     mount: MountSection = MountSection()
+    holder: HolderSection = HolderSection()
     control: ControlSection = ControlSection()
     ingest: IngestSection = IngestSection()
     source: SourceSection = SourceSection()
@@ -252,8 +275,9 @@ def _explain(message: str) -> str:
         what = wrong[1].replace("`object`", "a table").replace("`", "").replace("Expected", "expected")
         what = what.replace("Invalid enum value", "invalid value")
         section, _, key = wrong[2].partition(".")
-        if section == "log" and "invalid value" in what:
-            allowed = get_args({"level": LogLevel, "format": LogFormat}[key])
+        words = {("log", "level"): LogLevel, ("log", "format"): LogFormat, ("holder", "when_lost"): WhenLost}
+        if (section, key) in words and "invalid value" in what:
+            allowed = get_args(words[section, key])
             what += f" (one of {', '.join(allowed)})"
         return f"[{section}] {key}: {what}" if key else f"[{section}]: {what}"
     return message
@@ -315,9 +339,15 @@ def _cross_check(effective: Effective) -> None:
 
 
 def lies_in(path: str, directory: str) -> bool:
-    """Whether a path is ``directory`` or below it, symbolic links followed."""
-    inner, outer = os.path.realpath(path), os.path.realpath(directory)
-    return os.path.commonpath([inner, outer]) == outer
+    """Whether a path is ``directory`` or below it, symbolic links followed. Neither is looked at through a
+    mount that is at ``directory`` or ``path``: a worker comes by here before it serves that mount."""
+    if _is_below(os.path.abspath(path), os.path.abspath(directory)):
+        return True
+    return _is_below(settled_path(path), settled_path(directory))
+
+
+def _is_below(path: str, directory: str) -> bool:
+    return os.path.commonpath([path, directory]) == directory
 
 
 def _toml(value: object, *, octal: bool) -> str:

@@ -1,7 +1,8 @@
 """The control interface's Unix socket: made, bound and removed by us.
 
-A socket file outlives a killed daemon. It is replaced only when nobody answers on it, and that
-question and the answer to it are one step for all daemons, by a lock on the socket's directory.
+A worker goes on with the socket of the worker before it (worker_link.Listener), so whoever connects
+meanwhile waits. A socket file outlives a killed daemon. It is replaced only when nobody answers on it, and
+that question and the answer to it are one step for all daemons, by a lock on the socket's directory.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from collections.abc import Iterator
 from types import TracebackType
 
 from ckptfs.errors import ConfigurationError, Conflict, PermissionDenied
+from ckptfsd.worker_link import Listener
 
 # Connections that wait to be accepted. With a full one a client with a timeout fails at once (EAGAIN), so
 # it holds what a node's agents can send in one burst. The kernel's own limit is net.core.somaxconn.
@@ -42,9 +44,16 @@ class ControlSocket:
     :class:`PermissionDenied` where the directory may not be written.
     """
 
-    def __init__(self, path: str, *, mode: int = 0o660, group: str = "") -> None:
+    def __init__(
+        self, path: str, *, mode: int = 0o660, group: str = "", inherited: Listener | None = None
+    ) -> None:
         self.path = path
+        #: Another worker goes on with it: close() leaves the file alone.
+        self.stays = False
         gid = group_id(group, "socket_group") if group else None
+        if inherited is not None and self._take(inherited):
+            self._permit(gid, mode)
+            return
         directory = os.path.dirname(path)
         self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
         try:
@@ -56,11 +65,9 @@ class ControlSocket:
                     self.socket.bind(path)
                 finally:
                     os.umask(old_umask)
-                self._inode = _inode(path)
+                self.inode = _inode(path)
                 try:
-                    if gid is not None:
-                        os.chown(path, -1, gid)
-                    os.chmod(path, mode)
+                    self._permit(gid, mode)
                     self.socket.listen(BACKLOG)
                 except BaseException:
                     os.unlink(path)
@@ -73,12 +80,30 @@ class ControlSocket:
             self.socket.close()
             raise
 
+    def _take(self, inherited: Listener) -> bool:
+        """Go on with the socket of the worker before us. False when that is another path now, or somebody
+        took the file away: it is given up then."""
+        with contextlib.suppress(OSError):
+            if inherited.path == self.path and _inode(self.path) == inherited.inode:
+                self.inode = inherited.inode
+                self.socket = socket.socket(fileno=os.dup(inherited.fd))
+                return True
+        with contextlib.suppress(OSError):
+            if _inode(inherited.path) == inherited.inode:
+                os.unlink(inherited.path)
+        return False
+
+    def _permit(self, gid: int | None, mode: int) -> None:
+        if gid is not None:
+            os.chown(self.path, -1, gid)
+        os.chmod(self.path, mode)
+
     def close(self) -> None:
         """Remove the socket file, if it is still ours, and stop listening. May be called twice."""
         if self.socket.fileno() < 0:
             return
         with contextlib.suppress(OSError):
-            if _inode(self.path) == self._inode:
+            if not self.stays and _inode(self.path) == self.inode:
                 os.unlink(self.path)
         self.socket.close()
 

@@ -6,18 +6,18 @@ does everything itself.
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import errno
 import math
 import os
 import socket
-from collections.abc import MutableMapping
-from typing import Any, NamedTuple
+from collections.abc import MutableMapping, Sequence
+from typing import NamedTuple
 
 import structlog
 import trio
 
+from ckptfs.fuse.connection import Connection, from_description
 from ckptfsd.holder import wire
 
 log = structlog.get_logger(__name__)
@@ -27,26 +27,32 @@ _HEARTBEAT_SECONDS = 5.0
 _IDS_PER_MESSAGE = 2000
 
 
-class Introduction(NamedTuple):
-    """The connection to serve. The two descriptors are this process's, to be closed with :meth:`close`."""
+class Listener(NamedTuple):
+    """The control interface's socket, as the worker before this one left it. ``inode``: device and number
+    of the socket file."""
 
-    mount: str
-    device: str  # "major:minor"
-    init: bytes  # the kernel's INIT request
-    resend: bool
-    passthrough: bool
-    notes: str
+    fd: int
+    path: str
+    inode: tuple[int, int]
+
+
+class Introduction(NamedTuple):
+    """What there is to serve. The descriptors are this process's, to be closed with :meth:`close`."""
+
+    connection: Connection
     starts: int  # how many workers there were before this one
-    fuse_fd: int
-    modes_fd: int
+    listener: Listener | None = None
 
     def close(self) -> None:
-        wire.close_all((self.fuse_fd, self.modes_fd))
+        self.connection.close()
+        if self.listener is not None:
+            os.close(self.listener.fd)
 
 
 class Order(NamedTuple):
     """``verb``: standby, serve, resume (both with the introduction), pause, exit, stop, upgrade_failed
-    (with the reason), gone (the holder died: nobody will start us again, and unmounting is ours)."""
+    (with the reason), gone (the holder died: nobody will start us again, and unmounting is ours),
+    misunderstood (with the reason)."""
 
     verb: str
     introduction: Introduction | None = None
@@ -121,6 +127,14 @@ class HolderLink:
         """The connection ended under us: the holder makes another one, or stops."""
         self._say({"do": "lost", "reason": reason})
 
+    def failing(self, error: str) -> None:
+        """Why this worker is about to end: the last that the holder hears of it."""
+        self._say({"do": "failing", "error": error})
+
+    def leave_listener(self, fd: int, path: str, inode: tuple[int, int]) -> None:
+        """Have the holder keep the control interface's socket for the worker after this one."""
+        self._say({"do": "listener", "path": path, "inode": inode}, (fd,))
+
     def stop(self) -> None:
         """Ask for the end of everything, as SIGTERM to the holder would."""
         self._say({"do": "stop"})
@@ -168,10 +182,10 @@ class HolderLink:
             self._say({"do": "alive"})
             await trio.sleep(_HEARTBEAT_SECONDS)
 
-    def _say(self, message: wire.Message) -> None:
+    def _say(self, message: wire.Message, descriptors: Sequence[int] = ()) -> None:
         """Never waits. A holder that is dead or does not read misses it."""
         with contextlib.suppress(OSError):
-            wire.send(self._peer, message)
+            wire.send(self._peer, message, descriptors)
 
     async def _say_when_possible(self, message: wire.Message, descriptors: tuple[int, ...]) -> None:
         if self._gone:
@@ -193,8 +207,8 @@ class HolderLink:
                 event.set()
             elif "backing" in message:
                 self.close(message["backing"])
-        elif verb in ("serve", "resume") and len(descriptors) == 2:
-            self._send_order.send_nowait(Order(verb, _introduction(message, descriptors)))
+        elif verb in ("serve", "resume"):
+            self._send_order.send_nowait(_introduced(verb, message, descriptors))
         elif verb in ("standby", "pause", "exit", "stop", "upgrade_failed"):
             wire.close_all(descriptors)
             self._send_order.send_nowait(Order(verb, reason=str(message.get("error", ""))))
@@ -203,15 +217,22 @@ class HolderLink:
             log.error("an order that is not understood", verb=verb)
 
 
-def _introduction(message: dict[str, Any], descriptors: list[int]) -> Introduction:
-    return Introduction(
-        mount=message["mount"],
-        device=message["device"],
-        init=base64.b64decode(message["init"]),
-        resend=message["resend"],
-        passthrough=message["passthrough"],
-        notes=message["notes"],
-        starts=message["starts"],
-        fuse_fd=descriptors[0],
-        modes_fd=descriptors[1],
-    )
+def _introduced(verb: str, message: wire.Message, descriptors: list[int]) -> Order:
+    """An order to serve. One that this version does not understand is an order to leave: the holder then
+    goes on with the worker before this one."""
+    try:
+        if message["protocol"] != wire.PROTOCOL:
+            raise ValueError(f"protocol {message['protocol']!r}, and this version speaks {wire.PROTOCOL}")
+        fuse_fd, modes_fd, *more = descriptors
+        connection = from_description(message["connection"], fuse_fd, modes_fd)
+        listener = None
+        if more:
+            told = message["listener"]
+            listener = Listener(more[0], str(told["path"]), (int(told["inode"][0]), int(told["inode"][1])))
+        return Order(verb, Introduction(connection, int(message["starts"]), listener))
+    except (KeyError, TypeError, ValueError, IndexError) as error:
+        wire.close_all(descriptors)
+        return Order(
+            "misunderstood",
+            reason=f"the holder is of another version ({error}); restart ckptfsd to replace both",
+        )

@@ -29,14 +29,14 @@ import pyfuse3
 import structlog
 import trio
 
-from ckptfs.fuse import device, kernel_mount
 from ckptfs.fuse.channel import Backings, OwnBackings
-from ckptfs.fuse.mode_table import ModeTable, new_table
+from ckptfs.fuse.connection import Connection, Terms, connect
+from ckptfs.fuse.mode_table import ModeTable
 from ckptfs.fuse.modes import Modes
 from ckptfs.fuse.passthrough import Native, Passthrough
 from ckptfs.fuse.takeover import Takeover
 from ckptfs.fuse.ticker import ticking
-from ckptfsd.worker_link import HolderLink, Introduction
+from ckptfsd.worker_link import HolderLink
 
 COUNTERS = (
     "starts",
@@ -185,7 +185,7 @@ class Worker:
         self._ended = trio.Event()
 
     def serve(
-        self, nursery: trio.Nursery, connection: Introduction, backings: Backings, why_not: str = ""
+        self, nursery: trio.Nursery, connection: Connection, backings: Backings, why_not: str = ""
     ) -> list[int]:
         """Answers the backing ids that are in use."""
         self._ended = trio.Event()
@@ -193,7 +193,7 @@ class Worker:
         in_use = passthrough.restore()
         operations = Mirror(self._directory, self._stats, passthrough)
         takeover = operations.takeover = Takeover(
-            connection.fuse_fd, connection.init, resend=connection.resend
+            connection.fuse_fd, connection.offered.raw, resend=connection.resend
         )
         pyfuse3.init(operations, takeover.mountpoint, set())
         nursery.start_soon(self._loop)
@@ -215,7 +215,7 @@ class Worker:
         async with trio.open_nursery() as nursery:
             await nursery.start(link.run)
             link.hello("mirror")
-            connection: Introduction | None = None
+            connection: Connection | None = None
             async for order in link.orders:
                 if order.verb == "standby":
                     if os.path.exists(os.path.join(self._directory, ".cannot-start")):
@@ -225,8 +225,8 @@ class Worker:
                     dies = os.path.exists(os.path.join(self._directory, ".dies-on-serve"))
                     if dies and order.verb == "serve":
                         os._exit(8)
-                    connection = order.introduction
-                    assert connection is not None
+                    assert order.introduction is not None
+                    connection = order.introduction.connection
                     link.keep(self.serve(nursery, connection, link))
                     link.ready()
                     nursery.start_soon(self._end_with_loop, link)
@@ -246,11 +246,8 @@ class Worker:
         link.lost("the loop ended")
 
     async def run_alone(self, mountpoint: str) -> None:
-        fd = kernel_mount.attach(mountpoint, allow_other=True)
-        offered = device.negotiate(fd)
-        connection = Introduction(
-            mountpoint, "", offered.raw, offered.has_resend, offered.has_passthrough, "", 0, fd, new_table()
-        )
+        connection = connect(mountpoint, Terms(allow_other=True))
+        fd, offered = connection.fuse_fd, connection.offered
         drop_privileges("MIRROR_LATER_USER")
         why_not = channel.missing() or channel.missing_in_kernel(offered)
         why_not = why_not or await channel.missing_in_store(OwnBackings(fd), self._directory)
@@ -258,7 +255,7 @@ class Worker:
             self.serve(nursery, connection, OwnBackings(fd), why_not)
             print(why_not or "native", flush=True)
             await trio.lowlevel.FdStream(os.dup(0)).receive_some()
-            kernel_mount.detach(mountpoint, lazy=True)
+            connection.unmount()
             await self.leave()
             connection.close()
 

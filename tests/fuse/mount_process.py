@@ -21,7 +21,8 @@ import trio
 
 from ckptfs.engine.view import View
 from ckptfs.errors import CkptfsError
-from ckptfs.fuse import FuseSession, MountConfig, session
+from ckptfs.fuse import FuseSession, MountConfig, connection, session
+from ckptfs.fuse.channel import OwnBackings
 from ckptfs.store import Checkpoint, Store
 
 
@@ -29,16 +30,27 @@ class MountProcess:
     def __init__(self, store: Store, mountpoint: str, options: dict[str, Any]) -> None:
         self.store = store
         self.names: set[str] = set(options.pop("attach", []))
-        allow_other = options.pop("allow_other", None)
+        terms = {name: options.pop(name) for name in list(options) if name in connection.Terms._fields}
         if options.pop("without_ticks", False):  # to see what the cure cures
             session.ticking = lambda: contextlib.nullcontext(True)
         self.view = View(store, self.attached)
-        config = MountConfig(**options)
-        self.session = FuseSession(self.view, mountpoint, allow_other=allow_other, config=config)
+        self.connection = connection.connect(mountpoint, connection.Terms(**terms))
+        self.session = FuseSession(
+            self.view,
+            self.connection,
+            OwnBackings(self.connection.fuse_fd),
+            config=MountConfig(**options),
+        )
 
     def attached(self) -> dict[str, Checkpoint]:
         found = (self.store.by_name(name) for name in self.names)
         return {checkpoint.name: checkpoint for checkpoint in found if checkpoint}
+
+    def end(self) -> None:
+        """Take the mount away, as the holder does."""
+        if note := self.connection.unmount():
+            structlog.get_logger().warning(note)
+        self.connection.close()
 
     async def run(self) -> None:
         async with trio.open_nursery() as nursery:
@@ -125,7 +137,11 @@ def main() -> None:
             os.setgroups([])
             os.setresgid(user, user, user)
             os.setresuid(user, user, user)
-        trio.run(MountProcess(store, sys.argv[2], options).run)
+        process = MountProcess(store, sys.argv[2], options)
+        try:
+            trio.run(process.run)
+        finally:
+            process.end()
     except* CkptfsError as errors:
         say({"error": str(errors.exceptions[0])})
         sys.exit(7)

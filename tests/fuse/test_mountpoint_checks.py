@@ -100,8 +100,8 @@ def test_no_fuse_device(tmp_path: Path) -> None:
     """In a mount namespace whose /dev is empty."""
     (tmp_path / "mount").mkdir()
     program = (
-        "import trio; from ckptfs.fuse.mountpoint import prepare\n"
-        f"try: trio.run(prepare, {str(tmp_path / 'mount')!r})\n"
+        "from ckptfs.fuse.mountpoint import prepare\n"
+        f"try: prepare({str(tmp_path / 'mount')!r})\n"
         "except Exception as error: print(type(error).__name__, error)"
     )
     script = 'mount -t tmpfs none /dev && exec "$0" -c "$1"'
@@ -132,24 +132,34 @@ def test_a_second_mount_in_one_process(tmp_path: Path) -> None:
 import trio
 from ckptfs.engine.view import View
 from ckptfs.fuse import FuseSession
+from ckptfs.fuse.channel import OwnBackings
+from ckptfs.fuse.connection import connect
 from ckptfs.store import Store
+one, two = connect({str(tmp_path / "one")!r}), connect({str(tmp_path / "two")!r})
+def session(view, connection):
+    return FuseSession(view, connection, OwnBackings(connection.fuse_fd))
 async def main():
     view = View(Store.open({str(tmp_path / "store")!r}), dict)
     async with trio.open_nursery() as nursery:
-        await nursery.start(FuseSession(view, {str(tmp_path / "one")!r}).run)
-        try: await FuseSession(view, {str(tmp_path / "two")!r}).run()
+        await nursery.start(session(view, one).run)
+        try: await session(view, two).run()
         except Exception as error: print(type(error).__name__, error)
         nursery.cancel_scope.cancel()
     await one_more(view)
 async def one_more(view):
     async with trio.open_nursery() as nursery:
-        await nursery.start(FuseSession(view, {str(tmp_path / "two")!r}).run)
+        await nursery.start(session(view, two).run)
         nursery.cancel_scope.cancel()
         print("again")
-trio.run(main)
+try:
+    trio.run(main)
+finally:
+    for connection in (one, two):
+        connection.unmount()
+        connection.close()
 """
     said = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
-    assert "MountError this process has a mount already" in said
+    assert "MountError this process serves a mount already" in said
     assert said.rstrip().endswith("again") or "again" in said
     assert mountinfo.at(str(tmp_path / "one")) is None
     assert mountinfo.at(str(tmp_path / "two")) is None

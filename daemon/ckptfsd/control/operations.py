@@ -21,7 +21,7 @@ from ckptfs.model.records import (
 )
 from ckptfsd.control import routes
 from ckptfsd.control.face import Control
-from ckptfsd.control.records import Rename, VerifyLine
+from ckptfsd.control.records import Rename, Upgrade, VerifyLine
 
 Handler = Callable[[Control, Request], Awaitable[Response]]
 
@@ -182,6 +182,19 @@ OPERATIONS: tuple[Operation, ...] = (
         "The daemon: store, mount, jobs, counters.",
         routes.get_status,
         answer=StatusInfo,
+    ),
+    Operation(
+        "POST",
+        "/v1/upgrade",
+        "upgradeDaemon",
+        "Replace the process that serves, with mounts and open files kept: by another version of ckptfs, or "
+        "by the same with the configuration read anew. Answered (202) before it happens: it is over when "
+        "worker_pid in the status is another one, and has failed when upgrade_note is not empty. For root "
+        "only.",
+        routes.upgrade,
+        request=Upgrade,
+        answer=StatusInfo,
+        status=202,
     ),
     Operation(
         "GET",

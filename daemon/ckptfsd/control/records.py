@@ -13,6 +13,10 @@ class Rename(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     name: str
 
 
+class Upgrade(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    python: str = ""  # the interpreter of the environment to go on with; empty: the one that runs
+
+
 class ErrorDetail(msgspec.Struct, kw_only=True):
     """``code`` is stable and names a class of ckptfs.errors; ``message`` is one line for people."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from functools import partial
 from typing import TypeVar
 
@@ -11,7 +12,7 @@ from starlette.responses import Response
 from ckptfs.errors import SpecificationError
 from ckptfs.model.records import AttachRequest, CreateRequest
 from ckptfsd.control.face import Control
-from ckptfsd.control.records import Rename
+from ckptfsd.control.records import Rename, Upgrade
 from ckptfsd.control.requests import byte_range, decode, flag, path, query, read_body, segment
 from ckptfsd.control.responses import FileContent, Listing, ProgressLines, answer
 
@@ -117,3 +118,12 @@ async def get_status(control: Control, request: Request) -> Response:
 async def run_doctor(control: Control, request: Request) -> Response:
     query(request, ())
     return Listing("checks", await control.doctor())
+
+
+async def upgrade(control: Control, request: Request) -> Response:
+    query(request, ())
+    wanted = await _body(control, request, Upgrade)
+    if wanted.python and not os.path.isabs(wanted.python):
+        raise SpecificationError("python", f"python: {wanted.python!r} is not an absolute path")
+    control.upgrade(wanted.python, request.scope["state"]["peer"])
+    return answer(control.status(), 202)

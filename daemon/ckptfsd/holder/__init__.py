@@ -2,7 +2,8 @@
 
 - ``process``  the loop: deaths, the mount, the stop
 - ``crew``     the workers: what they are told and what they ask for; upgrades
-- ``mount``    the connection: mount(2), INIT, what is dead is cleared, what was lost is noticed
+- ``mount``    the connection (ckptfs.fuse.connection), and what the service manager keeps of it
+- ``listener`` the control interface's socket, kept from worker to worker
 - ``worker``   one worker process: its state, its deadline
 - ``policy``   when to start again, and which requests get EIO: decisions only; ``pending`` does it
 - ``backings`` files registered with the kernel on behalf of a worker without privileges

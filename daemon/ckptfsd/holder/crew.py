@@ -12,10 +12,11 @@ import os
 import select
 import time
 
+from ckptfs.fuse.connection import Connection
 from ckptfsd.holder import wire
 from ckptfsd.holder.backings import BackingFiles
+from ckptfsd.holder.listener import HeldListener
 from ckptfsd.holder.log import Log
-from ckptfsd.holder.mount import Mount
 from ckptfsd.holder.options import Options
 from ckptfsd.holder.worker import State, Worker
 
@@ -36,7 +37,8 @@ class Crew:
         self._starts = 0
         self._backings = BackingFiles()
         self._dismissed: list[Worker] = []
-        self.mount: Mount | None = None
+        self.listener = HeldListener()
+        self.mount: Connection | None = None
         self.worker: Worker | None = None
         self.next: Worker | None = None
         self.stopping = False
@@ -74,8 +76,18 @@ class Crew:
     def tell_to_serve(self, worker: Worker, verb: str = "serve") -> None:
         assert self.mount is not None
         worker.enter(State.TAKING, within_seconds=self._options.start_seconds)
-        message = {"do": verb, **self.mount.introduction(self._options), "starts": self._starts - 1}
-        if not worker.tell(message, (self.mount.device, self.mount.modes)):
+        mount = self.mount
+        message = {
+            "do": verb,
+            "protocol": wire.PROTOCOL,
+            "connection": mount.described(),
+            "starts": self._starts - 1,
+            **self.listener.described(),
+        }
+        descriptors = [mount.fuse_fd, mount.modes_fd]
+        if self.listener.fd >= 0:
+            descriptors.append(self.listener.fd)
+        if not worker.tell(message, descriptors):
             worker.kill()
 
     def tell_to_leave(self, verb: str) -> None:
@@ -242,6 +254,10 @@ class Crew:
             self._paused(worker)
         elif verb in ("open", "close", "keep"):
             self._registration(worker, verb, message, descriptors)
+        elif verb == "listener":
+            self.listener.take(str(message["path"]), message["inode"], descriptors)
+        elif verb == "failing":
+            worker.reason = str(message["error"])
         elif verb == "alive":
             worker.last_alive = time.monotonic()
         elif verb == "upgrade":
@@ -263,16 +279,16 @@ class Crew:
             try:
                 if mount is None:
                     raise OSError(errno.ENOTCONN, os.strerror(errno.ENOTCONN))
-                answer["backing"] = self._backings.register(mount.device, descriptors)
+                answer["backing"] = self._backings.register(mount.fuse_fd, descriptors)
             except OSError as error:
                 answer["error"] = error.errno
             if not worker.tell(answer) and mount is not None and "backing" in answer:
-                self._backings.free(mount.device, answer["backing"])
+                self._backings.free(mount.fuse_fd, answer["backing"])
         elif mount is not None and verb == "close":
-            self._backings.free(mount.device, int(message["backing"]))
+            self._backings.free(mount.fuse_fd, int(message["backing"]))
         elif mount is not None:
             kept = [int(number) for number in message["backings"]]
-            self._backings.keep(mount.device, kept, more=bool(message["more"]))
+            self._backings.keep(mount.fuse_fd, kept, more=bool(message["more"]))
 
     def forget_backings(self) -> None:
         """The connection ended, and they with it."""

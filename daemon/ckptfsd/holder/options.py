@@ -11,7 +11,7 @@ class Options(NamedTuple):
 
     mount: str
     worker: list[str]  # the command line of the worker
-    allow_other: bool = True
+    allow_other: bool | None = None  # None: where the system lets us
     read_ahead_kib: int = 8192
     max_background: int = 4096
     max_pages: int = 1024

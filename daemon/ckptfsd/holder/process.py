@@ -13,6 +13,7 @@ because a read that waits is better for a job than an empty directory.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import signal
@@ -20,10 +21,10 @@ import sys
 import time
 
 from ckptfs.errors import MountError
-from ckptfsd.holder import crew, wire
+from ckptfs.fuse.connection import Connection
+from ckptfsd.holder import crew, mount, wire
 from ckptfsd.holder.crew import Crew
 from ckptfsd.holder.log import Log
-from ckptfsd.holder.mount import Mount
 from ckptfsd.holder.options import Options, parse
 from ckptfsd.holder.pending import give_up
 from ckptfsd.holder.policy import Death, Restarts
@@ -85,14 +86,14 @@ class Holder:
         return self._status
 
     def _mount_first(self) -> None:
-        mount = Mount.adopt(self._options.mount, self._manager.stored)
-        if mount is None:
+        adopted = held = mount.adopt(self._options, self._manager.stored)
+        if held is None:
             wire.close_all(list(self._manager.stored.values()))
-            mount = Mount.make(self._options)
-            mount.keep(self._manager)
-        self._crew.mount = mount
-        self._was_ready = mount.adopted
-        self._log.info("mounted", mount=mount.path, adopted=mount.adopted, notes=mount.notes)
+            held = mount.make(self._options)
+            mount.keep(held, self._manager)
+        self._crew.mount = held
+        self._was_ready = adopted is not None
+        self._log.info("mounted", mount=held.mount, adopted=self._was_ready, notes=held.notes)
 
     def _wait_seconds(self) -> float:
         now = time.monotonic()
@@ -116,7 +117,7 @@ class Holder:
 
     def _do(self, what: str) -> None:
         if what == crew.READY and self._crew.mount is not None:
-            self._manager.say(READY=1, STATUS=f"serving {self._crew.mount.path}")
+            self._manager.say(READY=1, STATUS=f"serving {self._crew.mount.mount}")
         elif what == crew.STOP:
             self._stop()
         elif what == crew.LOST:
@@ -166,7 +167,7 @@ class Holder:
         say = self._log.info if expected else self._log.warning
         say("worker ended", pid=worker.pid, how=how, state=worker.state.value)
         if worker is self._crew.next:
-            self._crew.upgrade_failed(f"the new worker ended with {how}")
+            self._crew.upgrade_failed(worker.reason or f"the new worker ended with {how}")
             return
         self._crew.worker = None
         if self._stopping:
@@ -201,14 +202,14 @@ class Holder:
         self._give_up_requests(death)
 
     def _give_up_requests(self, death: Death) -> None:
-        mount = self._crew.mount
-        if mount is None or mount.lost():
+        held = self._crew.mount
+        if held is None or held.lost():
             return  # seen to by _look_at_mount
-        if not mount.can_resend(self._options):
-            self._lose(mount, "its worker died, and this kernel cannot send requests again")
+        if not held.resend:
+            self._lose(held, "its worker died, and this kernel cannot send requests again")
             return
         try:
-            given_up = give_up(mount.device, self._restarts, death)
+            given_up = give_up(held.fuse_fd, self._restarts, death)
         except OSError as error:
             self._log.error("the requests that wait cannot be looked at", reason=str(error))
         else:
@@ -219,39 +220,39 @@ class Holder:
 
     def _look_at_mount(self) -> None:
         self._look_at = time.monotonic() + _LOOK_SECONDS
-        mount = self._crew.mount
-        if mount is not None and not self._stopping and (why := mount.lost()):
-            self._lose(mount, why)
+        held = self._crew.mount
+        if held is not None and not self._stopping and (why := held.lost()):
+            self._lose(held, why)
 
-    def _lose(self, mount: Mount, why: str) -> None:
+    def _lose(self, held: Connection, why: str) -> None:
         """The connection is of no use any more: another one, or stop."""
         now = time.monotonic()
         self._losses = [at for at in self._losses if now - at < 60.0] + [now]
         again = self._options.when_lost == "remount" and len(self._losses) <= _REMOUNTS_MAX
-        self._log.error("the mount was lost", mount=mount.path, reason=why, remount=again)
-        self._unmount(mount)
+        self._log.error("the mount was lost", mount=held.mount, reason=why, remount=again)
+        self._unmount(held)
         self._crew.mount = None
         self._crew.forget_backings()
         if again:
             try:
-                self._crew.mount = Mount.make(self._options)
+                self._crew.mount = mount.make(self._options)
             except MountError as error:
                 self._log.error("the mount could not be made again", reason=str(error))
         if self._crew.mount is None:
             self._status = _EXIT_LOST
             self._stop()
             return
-        self._crew.mount.keep(self._manager)
-        self._log.info("mounted again", mount=mount.path, notes=self._crew.mount.notes)
+        mount.keep(self._crew.mount, self._manager)
+        self._log.info("mounted again", mount=held.mount, notes=self._crew.mount.notes)
         worker = self._crew.worker
         if worker is not None and worker.state is not State.STARTING:
             self._crew.tell_to_leave("exit")
 
-    def _unmount(self, mount: Mount) -> None:
-        note = mount.unmount()
+    def _unmount(self, held: Connection) -> None:
+        note = held.unmount()
         if note:
             self._log.warning(note)
-        mount.close(self._manager)
+        mount.close(held, self._manager)
 
     # --- Stop ------------------------------------------------------------------------------------------
 
@@ -264,18 +265,21 @@ class Holder:
         self._crew.tell_to_leave("exit" if self._leaving else "stop")
 
     def _end_mount(self) -> None:
-        mount = self._crew.mount
-        if mount is None:
+        self._crew.listener.remove()
+        held = self._crew.mount
+        if held is None:
             return
         if self._leaving:
-            self._log.info("the mount is left for the next holder", mount=mount.path)
+            self._log.info("the mount is left for the next holder", mount=held.mount)
             return
-        self._unmount(mount)
-        self._log.info("unmounted", mount=mount.path)
+        self._unmount(held)
+        self._log.info("unmounted", mount=held.mount)
 
 
 def main() -> None:
     """The process: one argument, the options as JSON. Errors are one line on stderr and a status."""
+    with contextlib.suppress(OSError), open("/proc/self/comm", "w") as name:
+        name.write("ckptfsd")  # for ps and top; else it would be python's
     try:
         options = parse(sys.argv[1])
     except (IndexError, TypeError, ValueError) as error:

@@ -21,8 +21,10 @@ lost             reason                         the connection ended under the w
 ===============  =============================  =====================================================
 holder -> worker  fields                        meaning
 ===============  =============================  =====================================================
-serve            see Mount.introduction(),      take the mount over; descriptors of /dev/fuse and of
-                 starts                         the modes table. ``starts``: workers before this one
+serve            protocol, connection, starts,  take the mount over; descriptors of /dev/fuse, of the
+                 listener (if there is one)     modes table and of the listener. ``starts``: workers before
+                                                this one; ``connection``: ckptfs.fuse.connection;
+                                                ``listener``: path, inode
 standby                                         prepare, then say so and wait for ``serve``
 pause                                           let go of mount and store, say so and wait
 resume                                          the other could not start: serve again (as ``serve``)
@@ -45,6 +47,10 @@ from collections.abc import Sequence
 from typing import Any
 
 ENVIRONMENT = "CKPTFSD_HOLDER_FD"
+
+#: Raised when what a message means changes: a holder may be older than the workers that it starts. A worker
+#: that does not know the number says so and ends, and the one before it goes on.
+PROTOCOL = 1
 
 MAX_BYTES = 65536
 _MAX_DESCRIPTORS = 4

@@ -6,6 +6,7 @@ import contextlib
 import os
 import signal
 import time
+from collections.abc import Sequence
 from enum import Enum
 
 from ckptfsd.holder import wire
@@ -35,6 +36,7 @@ class Worker:
         self.ready_at = 0.0
         self.last_alive = 0.0
         self.deadline = time.monotonic() + start_seconds
+        self.reason = ""  # why it ends, if it said so
         self.socket, theirs = wire.pair()
         with theirs:
             os.set_inheritable(theirs.fileno(), True)
@@ -60,7 +62,7 @@ class Worker:
         self.state = state
         self.deadline = time.monotonic() + within_seconds if within_seconds else 0.0
 
-    def tell(self, message: wire.Message, descriptors: tuple[int, ...] = ()) -> bool:
+    def tell(self, message: wire.Message, descriptors: Sequence[int] = ()) -> bool:
         """False when it cannot be told: it is dead, or stopped with its mailbox full."""
         try:
             wire.send(self.socket, message, descriptors)

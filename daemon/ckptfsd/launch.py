@@ -1,0 +1,51 @@
+"""`ckptfsd run` with a mount: this process becomes the holder, which starts the worker.
+
+By execv, so that number, signals and the service manager's idea of the main process stay, and so that
+nothing of what was imported to read the configuration stays in the holder's memory.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import NoReturn
+
+import ckptfs
+import ckptfsd
+from ckptfsd import worker
+from ckptfsd.config import Config, Effective
+from ckptfsd.holder.options import Options, command
+
+
+def become_holder(effective: Effective, arguments: list[str]) -> NoReturn:
+    """``arguments``: what `ckptfsd run` was told, for the workers. Raises OSError."""
+    options = holder_options(effective.config, worker.command(sys.executable, arguments))
+    line = command(options, python=sys.executable, roots=source_roots())
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.execv(line[0], line)
+
+
+def holder_options(config: Config, worker_command: list[str]) -> Options:
+    mount, holder = config.mount, config.holder
+    return Options(
+        mount=mount.path,
+        worker=worker_command,
+        read_ahead_kib=mount.read_ahead_kib,
+        max_background=mount.max_background,
+        passthrough=mount.passthrough,
+        when_lost=holder.when_lost,
+        start_seconds=holder.start_timeout_seconds,
+        stop_seconds=holder.stop_timeout_seconds,
+        pause_seconds=holder.pause_timeout_seconds,
+        hang_seconds=holder.hang_timeout_seconds,
+        failed_starts=holder.failed_starts,
+        slowest_seconds=holder.slowest_restart_seconds,
+        log_format=config.log.format,
+    )
+
+
+def source_roots() -> list[str]:
+    """The directories that hold our two packages; the holder runs without the site module."""
+    roots = [os.path.dirname(os.path.dirname(os.path.abspath(m.__file__ or ""))) for m in (ckptfs, ckptfsd)]
+    return sorted(set(roots))

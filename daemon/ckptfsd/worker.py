@@ -1,0 +1,83 @@
+"""The worker: a daemon on the holder's connection, as often and for as long as the holder says.
+
+A worker that is to take over from another one (*standby*) does what it can ahead, which is all but the
+store: that has one owner at a time. One that is paused for its successor stays until that one serves, and
+goes on if it does not.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+
+from ckptfs import __version__
+from ckptfs.errors import CkptfsError, ConfigurationError
+from ckptfs.fuse.mountinfo import settled_path
+from ckptfsd import app, privileges
+from ckptfsd.config import Effective
+from ckptfsd.logging import get_logger
+from ckptfsd.worker_link import HolderLink, Introduction, Order
+
+_log = get_logger(__name__)
+
+
+def run(load: Callable[[], Effective], arguments: list[str]) -> None:
+    """Follow the holder's orders until one of them is to leave. ``arguments``: our own, for whoever comes
+    after us. Raises :class:`CkptfsError`; the holder has heard why then."""
+    link = HolderLink.from_environment(os.environ)
+    if link is None:
+        raise ConfigurationError("`ckptfsd worker` is started by `ckptfsd run`, not by hand")
+    try:
+        _run(load(), link, arguments)
+    except CkptfsError as error:
+        link.failing(error.message)
+        raise
+    except Exception as error:
+        link.failing(f"internal error: {type(error).__name__}: {error}")
+        raise
+
+
+def _run(effective: Effective, link: HolderLink, arguments: list[str]) -> None:
+    app.prepare_process(effective)
+    privileges.drop()
+    link.hello(__version__)
+    order = link.wait()
+    if order.verb == "standby":
+        link.prepared()
+        order = link.wait()
+    while order.verb in ("serve", "resume"):
+        assert order.introduction is not None
+        order = _serve(effective, link, order.introduction, arguments)
+    if order.verb == "misunderstood":
+        raise ConfigurationError(order.reason)
+    _log.info("stopped")
+
+
+def _serve(effective: Effective, link: HolderLink, introduction: Introduction, arguments: list[str]) -> Order:
+    def upgrade(python: str) -> None:
+        link.upgrade(command(python or sys.executable, arguments))
+
+    try:
+        _check_mount(effective, introduction)
+        order = app.serve(effective, app.Held(link, introduction, upgrade))
+    finally:
+        introduction.close()
+    if order.verb == "pause":
+        link.paused()
+        order = link.wait()
+    return order
+
+
+def _check_mount(effective: Effective, introduction: Introduction) -> None:
+    """A mount cannot be moved: jobs have files open there."""
+    wanted, held = settled_path(effective.config.mount.path), introduction.connection.mount
+    if wanted != held:
+        raise ConfigurationError(
+            f"[mount] path is {wanted!r} now and the mount is at {held!r}: restart the daemon to move it"
+        )
+
+
+def command(python: str, arguments: list[str]) -> list[str]:
+    """The command line of a worker. -P: what lies in the working directory is not imported."""
+    return [python, "-P", "-m", "ckptfsd", "worker", *arguments]
