@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -46,6 +47,23 @@ def mounted_at(path: Path | str, pid: int | str = "self") -> list[str]:
     with open(f"/proc/{pid}/mountinfo") as table:
         rows = (line.split(" - ") for line in table)
         return [after.split()[0] for before, after in rows if before.split()[4] == str(path)]
+
+
+def children(pid: int) -> list[int]:
+    with suppress(OSError):
+        return [int(n) for n in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    return []
+
+
+def kill_and_wait(pid: int) -> None:
+    """SIGKILL a process that is not our child, and see it gone."""
+    with suppress(ProcessLookupError):
+        pidfd = os.pidfd_open(pid)
+        try:
+            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+            select.select([pidfd], [], [], STOP_SECONDS)
+        finally:
+            os.close(pidfd)
 
 
 class BareDaemon:
@@ -123,8 +141,12 @@ class BareDaemon:
         return self.wait()
 
     def kill(self) -> None:
+        """All of it: the holder first, so that it starts no other worker."""
+        workers = children(self.pid)
         self.send(signal.SIGKILL)
         self.wait()
+        for worker in workers:
+            kill_and_wait(worker)
 
     def close(self) -> None:
         """Whatever the test left: no process, no mount."""

@@ -17,6 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from bare_daemon import children, kill_and_wait
+
 from ckptfs.client.sync import SyncClient
 
 _START_SECONDS = 30
@@ -88,14 +90,16 @@ class Daemon:
         assert code == 0, f"ckptfsd ended with {code}: {self.log.read_text()[-3000:]}"
 
     def kill(self) -> None:
-        assert self.process is not None
-        self.process.kill()
+        """All of it: the holder first, so that it starts no other worker."""
         self._end()
 
     def _end(self) -> None:
         assert self.process is not None
+        workers = children(self.process.pid)
         self.process.kill()
         self.process.wait()
+        for worker in workers:
+            kill_and_wait(worker)
         if self.process.stdout:
             self.process.stdout.close()
         self.process = None
