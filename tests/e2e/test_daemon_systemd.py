@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import mmap
 import os
 import shutil
 import signal
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import pytest
 from bare_daemon import PYTHONPATH, mounted_at
+from daemon_process import until
 
 from ckptfs.client.sync import SyncClient
 
@@ -239,7 +241,7 @@ def manager(tmp_path: Path) -> Iterator[Manager]:
 def test_the_unit_runs_under_systemd(manager: Manager, tmp_path: Path) -> None:
     manager.wait_for_systemd()
     manager.until("ready", "ActiveState", "active")
-    assert manager.show("StatusText").startswith("ckptfsd ready: store=/var/lib/ckptfs mount=/run/mnt")
+    assert manager.show("StatusText") == "serving /run/mnt"
     # The mount is there for everybody, not for the daemon alone.
     assert mounted_at("/run/mnt", manager.init) == ["fuse.ckptfs"]
     checks = {check.name: check for check in manager.client().doctor()}
@@ -260,19 +262,60 @@ def test_the_unit_runs_under_systemd(manager: Manager, tmp_path: Path) -> None:
     assert read.stdout == data
     assert client.checkpoints.get("m").verify().damaged == []
 
-    # Killed: started again, and what was attached is there.
-    first = manager.show("MainPID")
-    manager.systemctl("kill", "-s", "KILL", "ckptfsd")
-    manager.until("restarted", "NRestarts", "1")
-    manager.until("ready again", "ActiveState", "active")
-    read = subprocess.run(manager.enter("cat", "/run/mnt/m/model.bin"), capture_output=True, timeout=30)
-    assert read.stdout == data
-    assert manager.show("MainPID") != first
+    # What is open stays so: a file that the kernel reads, one that the daemon serves, a mapping of it.
+    small = b"small" * 1000
+    (source / "small.bin").write_bytes(small)
+    client.checkpoints.create("n", source_uri=str(source)).wait_for("ready", timeout=60)
+    client.jobs.attach("n", job="j")
+    mount = f"/proc/{manager.init}/root/run/mnt"
+    handles = {path: os.open(f"{mount}/n/{path}", os.O_RDONLY) for path in ("model.bin", "small.bin")}
+    mapped = mmap.mmap(handles["small.bin"], 0, prot=mmap.PROT_READ)
+    right = {"model.bin": data, "small.bin": small}
 
-    # Hanging: the watchdog sees it.
-    manager.systemctl("kill", "-s", "STOP", "ckptfsd")
-    manager.until("the watchdog", "NRestarts", "2")
-    manager.until("ready a third time", "ActiveState", "active")
+    def check(step: str) -> None:
+        for path, fd in handles.items():
+            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+            assert os.pread(fd, len(data), 0) == right[path], (step, path)
+        assert mapped[:] == small, step
+        assert Path(mount, "n", "small.bin").read_bytes() == small, step
+
+    try:
+        check("opened")
+        for _ in range(2):
+            first = manager.show("MainPID")
+            manager.systemctl("restart", "ckptfsd")
+            manager.until("ready again", "ActiveState", "active")
+            assert manager.show("MainPID") != first
+            check("restarted")
+
+        first, worker = manager.show("MainPID"), client.status().worker_pid
+        manager.systemctl("reload", "ckptfsd")
+        until(lambda: client.status().worker_pid != worker, "another worker")
+        assert manager.show("MainPID") == first
+        check("reloaded")
+
+        # Killed, all of it: started again, with the mount that was there.
+        manager.systemctl("kill", "-s", "KILL", "ckptfsd")
+        manager.until("restarted", "NRestarts", "1")
+        manager.until("ready again", "ActiveState", "active")
+        assert manager.show("MainPID") != first
+        check("killed")
+
+        # The holder alone.
+        manager.systemctl("kill", "-s", "KILL", "--kill-who=main", "ckptfsd")
+        manager.until("restarted", "NRestarts", "2")
+        manager.until("ready again", "ActiveState", "active")
+        check("holder killed")
+
+        # Hanging: the watchdog sees it.
+        manager.systemctl("kill", "-s", "STOP", "ckptfsd")
+        manager.until("the watchdog", "NRestarts", "3")
+        manager.until("ready a third time", "ActiveState", "active")
+        check("hung")
+    finally:
+        mapped.close()
+        for fd in handles.values():
+            os.close(fd)
 
     manager.systemctl("stop", "ckptfsd")
     assert (manager.show("ActiveState"), manager.show("Result")) == ("inactive", "success")

@@ -13,6 +13,10 @@ from ckptfsd.holder import wire
 
 _OOM_SCORE = "/proc/{pid}/oom_score_adj"
 
+# proc_pid_oom_score_adj(5). Without the holder all mounts are lost; a worker is started again, but is still
+# what jobs read from. A service manager may have set a lower one than ours.
+_HOLDER_SCORE, _WORKER_SCORE = -900, -500
+
 
 class State(Enum):
     STARTING = "starting"  # has said nothing yet
@@ -83,9 +87,10 @@ def protect_from_oom() -> str:
     path = _OOM_SCORE.format(pid="self")
     try:
         with open(path) as score:
-            before = score.read().strip()
-        with open(path, "w") as score:
-            score.write("-900")
+            before = int(score.read())
+        if before > _HOLDER_SCORE:
+            with open(path, "w") as score:
+                score.write(str(_HOLDER_SCORE))
     except OSError:
         return "0"
-    return before
+    return str(max(before, _WORKER_SCORE))
