@@ -87,6 +87,12 @@ class FuseSession:
     def serving(self) -> bool:
         return self._serving
 
+    @property
+    def past_the_daemon(self) -> str:
+        """Why whole files are not read past the daemon; empty when they are."""
+        passthrough = self._operations.passthrough
+        return passthrough.why_not if passthrough else "the mount is not served yet"
+
     def hurry(self, seconds: float) -> None:
         """At the end, give requests in flight no more than this: the next session gets them again."""
         self._grace_seconds = min(self._grace_seconds, seconds)

@@ -21,7 +21,6 @@ import signal
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from functools import partial
 
 import trio
 
@@ -30,13 +29,13 @@ from ckptfs.engine.config import EngineConfig
 from ckptfs.engine.engine import Engine
 from ckptfs.errors import CkptfsError, Conflict, MountError, PermissionDenied
 from ckptfs.fuse.session import FuseSession, MountConfig
-from ckptfs.model.records import StatusInfo
+from ckptfs.model.records import DoctorCheck, StatusInfo
 from ckptfs.store import Store
 from ckptfsd.config import Config, Effective
 from ckptfsd.control.app import build
 from ckptfsd.control.face import Control
 from ckptfsd.control.peer import Peer, Permissions
-from ckptfsd.doctor import diagnose
+from ckptfsd.doctor import Running, diagnose
 from ckptfsd.listener import ControlSocket, group_id
 from ckptfsd.logging import configure, get_logger, ready_line
 from ckptfsd.notify import Notifier
@@ -134,7 +133,7 @@ class Daemon:
         control = Control(
             engine=self._engine,
             status=self.status,
-            doctor=partial(diagnose, config, running=True),
+            doctor=self.doctor,
             upgrade=self.upgrade,
             permissions=permissions,
             max_body_bytes=config.control.max_body_bytes,
@@ -265,6 +264,13 @@ class Daemon:
             self._held.link.keep(self._fuse.in_use)
             self._held.link.ready(self._fuse.notes)
 
+    async def doctor(self) -> list[DoctorCheck]:
+        why_not = self._fuse.past_the_daemon if self._fuse else ""
+        return await diagnose(self._config, Running(self._main_pid(), why_not))
+
+    def _main_pid(self) -> int:
+        return os.getppid() if self._held is not None and not self.orphaned else os.getpid()
+
     def status(self) -> StatusInfo:
         fuse, held = self._fuse, self._held
         counters = {**self._engine.counters(), **self._server.statistics()}
@@ -272,7 +278,7 @@ class Daemon:
             counters |= fuse.counters()
         return StatusInfo(
             version=__version__,
-            pid=os.getppid() if held and not self.orphaned else os.getpid(),
+            pid=self._main_pid(),
             worker_pid=os.getpid(),
             worker_starts=held.introduction.starts if held else 0,
             upgrade_note=self._upgrade_note,

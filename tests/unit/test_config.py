@@ -200,6 +200,7 @@ def test_every_limit_says_its_unit() -> None:
         "workers",
         "remote_workers",
         "retries",
+        "failed_starts",
         "max_entries",
         "max_jobs",
         "max_background",
@@ -218,7 +219,8 @@ def test_every_limit_of_the_parts_can_be_configured() -> None:
     """A limit that the configuration cannot reach is a limit without a name."""
     from ckptfs.engine.config import EngineConfig
     from ckptfs.fuse.session import MountConfig
-    from ckptfsd import app
+    from ckptfsd import app, launch
+    from ckptfsd.holder.options import Options
     from ckptfsd.server import ServerLimits
 
     not_for_people = {"min_tasks"}
@@ -230,6 +232,10 @@ def test_every_limit_of_the_parts_can_be_configured() -> None:
         source = inspect.getsource(made_by)
         for field in dataclasses.fields(kind):
             assert f"{field.name}=" in source or field.name in not_for_people, field.name
+    source = inspect.getsource(launch.holder_options)
+    # max_pages and the stack depth are the kernel's; resend is for tests; users, the system decides.
+    for name in set(Options._fields) - {"max_pages", "max_stack_depth", "resend", "allow_other"}:
+        assert f"{name}=" in source, name
 
 
 def test_the_defaults_are_those_of_the_parts() -> None:
@@ -237,13 +243,16 @@ def test_the_defaults_are_those_of_the_parts() -> None:
     from ckptfs.engine.config import EngineConfig
     from ckptfs.fuse.session import MountConfig
     from ckptfs.store import Store
-    from ckptfsd import app
+    from ckptfsd import app, launch
+    from ckptfsd.holder.options import Options
     from ckptfsd.server import ServerLimits
 
     config = load({("mount", "enabled"): False}, {}, default_file="/no/such").config
     assert app.engine_config(config) == EngineConfig()
     assert app.mount_config(config) == MountConfig()
     assert app.server_limits(config) == ServerLimits()
+    held = launch.holder_options(load({}, {}, default_file="/no/such").config, [])
+    assert held == Options(mount=held.mount, worker=[])
     opened = inspect.signature(Store.open).parameters
     assert config.store.map_size_bytes == opened["map_size_bytes"].default
     assert config.store.open_blobs == opened["open_blobs"].default

@@ -33,7 +33,7 @@ from ckptfs.model.records import (
 )
 from ckptfsd.control.app import build
 from ckptfsd.control.face import Control
-from ckptfsd.control.peer import Permissions
+from ckptfsd.control.peer import Peer, Permissions
 from ckptfsd.listener import ControlSocket
 from ckptfsd.server import ControlServer, ServerLimits
 
@@ -138,6 +138,9 @@ class SmallEngine:
     def jobs(self) -> list[JobInfo]:  # type: ignore[valid-type]
         return []
 
+    def upgrade(self, python: str, peer: Peer) -> None:
+        self.asked.append(("upgrade", python, peer))
+
 
 def status() -> StatusInfo:
     store = StoreStatus(
@@ -154,6 +157,9 @@ def status() -> StatusInfo:
     return StatusInfo(
         version="1",
         pid=1,
+        worker_pid=2,
+        worker_starts=0,
+        upgrade_note="",
         started=0.0,
         socket="/x",
         mount="",
@@ -218,6 +224,7 @@ async def serving(
         engine=engine,
         status=status,
         doctor=doctor,
+        upgrade=engine.upgrade,
         permissions=permissions or Permissions.of_this_process(None),
         **{"progress_seconds": 0.01, **control},
     )
@@ -481,6 +488,16 @@ async def test_verify_ends_when_the_client_leaves(tmp_path: Path) -> None:
 # --- Who may --------------------------------------------------------------------------------------
 
 
+async def test_an_upgrade_is_asked_for_with_who_asks(tmp_path: Path) -> None:
+    async with serving(tmp_path) as served:
+        code, answer = await served.call("POST", "/v1/upgrade", {"python": "/opt/x/bin/python"})
+        assert (code, answer["worker_pid"]) == (202, 2)
+        [(verb, python, peer)] = served.engine.asked
+        assert (verb, python, peer.pid) == ("upgrade", "/opt/x/bin/python", os.getpid())
+        code, answer = await served.call("POST", "/v1/upgrade", {"python": "bin/python"})
+        assert (code, answer["error"]["code"]) == (422, "specification")
+
+
 async def test_who_is_not_an_administrator_may_only_read(tmp_path: Path) -> None:
     nobody_is_admin = _Nobody()
     async with serving(tmp_path, permissions=nobody_is_admin) as served:
@@ -526,7 +543,8 @@ async def test_a_refused_request_with_a_long_body_still_sees_why(tmp_path: Path)
 
 async def test_without_credentials_in_the_scope_nobody_gets_in() -> None:
     """Should Hypercorn change and the peer not arrive, everything is refused."""
-    face = Control(engine=SmallEngine(), status=status, doctor=doctor)
+    engine = SmallEngine()
+    face = Control(engine=engine, status=status, doctor=doctor, upgrade=engine.upgrade)
     application = build(face, version="1")
     for state in ({}, {"peer": None}, {"peer": (1, 0, 0)}):
         sent: list[Any] = []
@@ -665,6 +683,7 @@ async def test_a_stop_waits_for_requests_but_not_for_ever(tmp_path: Path) -> Non
             engine=engine,
             status=status,
             doctor=doctor,
+            upgrade=engine.upgrade,
             permissions=Permissions.of_this_process(None),
             progress_seconds=0.01,
         )

@@ -43,11 +43,11 @@ def config_in(directory: Path) -> Config:
 async def test_all_questions_are_answered_in_order_and_change_nothing(tmp_path: Path) -> None:
     config = config_in(tmp_path)
     checks = await diagnose(config)
-    assert [check.name for check in checks] == list(questions(config, running=False))
+    assert [check.name for check in checks] == list(questions(config))
     assert all(check.detail for check in checks)
     assert list(tmp_path.iterdir()) == []
     without = load({("mount", "enabled"): False}, {}, default_file="/no/such").config
-    assert "mountpoint" not in questions(without, running=False)
+    assert "mountpoint" not in questions(without)
 
 
 async def test_a_question_that_hangs_or_fails_is_an_answer_too() -> None:

@@ -2,17 +2,31 @@
 
 from __future__ import annotations
 
+import base64
 import errno
 import os
 import socket
+import struct
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import trio
 
+from ckptfs.fuse import init_reply
 from ckptfsd.holder import wire
 from ckptfsd.worker_link import HolderLink
+
+
+def init_request() -> bytes:
+    body = struct.pack("=IIII", 7, 45, 1 << 20, 0)
+    size = init_reply.REQUEST_HEADER.size
+    fields = len(init_reply.REQUEST_HEADER.unpack(bytes(size)))
+    head = init_reply.REQUEST_HEADER.pack(size + len(body), init_reply.OPCODE_INIT, 2, *[0] * (fields - 3))
+    return head + body
+
+
+INIT = init_request()
 
 
 @pytest.fixture
@@ -149,19 +163,47 @@ async def test_orders_come_in_order_with_their_descriptors(
 ) -> None:
     holder, link = ends
     await nursery.start(link.run)
-    facts = {"mount": "/m", "device": "0:7", "init": "AAEC", "resend": True, "passthrough": True}
+    facts = {"mount": "/m", "device": "0:7", "init": base64.b64encode(INIT).decode(), "notes": ""}
+    serve = {"do": "serve", "protocol": wire.PROTOCOL, "starts": 3}
+    serve["connection"] = {**facts, "resend": True, "passthrough": True}
+    serve["listener"] = {"path": "/s", "inode": [1, 2]}
     wire.send(holder, {"do": "standby"})
-    with open("/dev/null") as one, open("/dev/zero") as two:
-        wire.send(holder, {"do": "serve", **facts, "notes": "", "starts": 3}, (one.fileno(), two.fileno()))
+    with open("/dev/null") as one, open("/dev/zero") as two, open("/dev/full") as three:
+        wire.send(holder, serve, (one.fileno(), two.fileno(), three.fileno()))
     wire.send(holder, {"do": "upgrade_failed", "error": "why"})
     orders = [await link.orders.receive() for _ in range(3)]
     assert [order.verb for order in orders] == ["standby", "serve", "upgrade_failed"]
     assert orders[2].reason == "why"
-    connection = orders[1].introduction
-    assert connection is not None
-    assert connection.init == b"\0\1\2"
-    assert connection.starts == 3
+    introduction = orders[1].introduction
+    assert introduction is not None
+    assert introduction.starts == 3
+    connection, listener = introduction.connection, introduction.listener
+    assert connection.offered.raw == INIT
     assert os.readlink(f"/proc/self/fd/{connection.fuse_fd}") == "/dev/null"
     assert os.readlink(f"/proc/self/fd/{connection.modes_fd}") == "/dev/zero"
-    connection.close()
+    assert listener is not None
+    assert (listener.path, listener.inode) == ("/s", (1, 2))
+    assert os.readlink(f"/proc/self/fd/{listener.fd}") == "/dev/full"
+    introduction.close()
+    nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize(
+    "told", [{"protocol": 99}, {"connection": {}}, {"starts": "x"}, {"connection": None}]
+)
+async def test_a_holder_of_another_version_is_not_misunderstood(
+    ends: tuple[socket.socket, HolderLink], nursery: trio.Nursery, told: dict[str, Any]
+) -> None:
+    """The worker ends with a reason, and the holder goes on with the one before it."""
+    holder, link = ends
+    await nursery.start(link.run)
+    facts = {"mount": "/m", "device": "0:7", "init": base64.b64encode(INIT).decode(), "notes": ""}
+    good = {"protocol": wire.PROTOCOL, "starts": 0, "connection": {**facts, "resend": 1, "passthrough": 1}}
+    before = set(os.listdir("/proc/self/fd"))
+    with open("/dev/null") as one, open("/dev/zero") as two:
+        wire.send(holder, {"do": "serve", **good, **told}, (one.fileno(), two.fileno()))
+    order = await link.orders.receive()
+    assert (order.verb, order.introduction) == ("misunderstood", None)
+    assert "restart ckptfsd" in order.reason
+    assert set(os.listdir("/proc/self/fd")) == before
     nursery.cancel_scope.cancel()

@@ -5,6 +5,6 @@
 - ``node``: the store's file system, libraries, limits
 """
 
-from ckptfsd.doctor.run import diagnose
+from ckptfsd.doctor.run import Running, diagnose
 
-__all__ = ["diagnose"]
+__all__ = ["Running", "diagnose"]

@@ -8,6 +8,7 @@ import re
 import shutil
 import stat
 
+from ckptfs.fuse import channel
 from ckptfs.model.records import DoctorCheck
 
 _CAP_SYS_ADMIN = 21  # linux/capability.h
@@ -58,9 +59,9 @@ def may_mount(status: str = "/proc/self/status") -> bool:
     return bool(effective >> _CAP_SYS_ADMIN & 1)
 
 
-def fusermount() -> DoctorCheck:
+def fusermount(status: str = "/proc/self/status") -> DoctorCheck:
     found = shutil.which("fusermount3")
-    if may_mount():
+    if may_mount(status):
         return _answer(True, found or "not here, and not needed with CAP_SYS_ADMIN", required=False)
     if found is None:
         return _answer(False, "fusermount3 is not here", "apt-get install fuse3, or run ckptfsd as root")
@@ -69,8 +70,8 @@ def fusermount() -> DoctorCheck:
     return _answer(True, found)
 
 
-def other_users(path: str = "/etc/fuse.conf") -> DoctorCheck:
-    if may_mount():
+def other_users(status: str = "/proc/self/status", path: str = "/etc/fuse.conf") -> DoctorCheck:
+    if may_mount(status):
         return _answer(True, "all users of this node can see the mount")
     try:
         with open(path) as lines:
@@ -119,12 +120,25 @@ def mountpoint(path: str, *, running: bool) -> DoctorCheck:
     return _answer(True, f"{settled} is an empty directory")
 
 
-def passthrough() -> DoctorCheck:
-    """Without it reads go through the daemon: slower, never wrong."""
+def passthrough(why_not: str | None = None) -> DoctorCheck:
+    """Without it reads go through the daemon: slower, never wrong. ``why_not``: what a running daemon found;
+    None: none runs."""
+    if why_not is not None:
+        return _answer(
+            not why_not,
+            why_not or "whole files are read past the daemon",
+            "docs/operations.md says what whole files need to be read past the daemon",
+            required=False,
+        )
     release = os.uname().release
     version = tuple(int(n) for n in re.findall(r"\d+", release)[:2])
     said = kernel_setting("CONFIG_FUSE_PASSTHROUGH")
     where = {"y": "with", None: "perhaps with"}.get(said, "without")
+    extension = channel.missing()
+    if extension:
+        return _answer(
+            False, extension, "install a C compiler and libfuse3-dev, then ckptfs again", required=False
+        )
     return _answer(
         version >= _PASSTHROUGH_SINCE and said in ("y", None),
         f"Linux {release}, {where} CONFIG_FUSE_PASSTHROUGH",

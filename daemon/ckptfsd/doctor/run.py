@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 
 import trio
@@ -16,8 +17,17 @@ Question = Callable[[], DoctorCheck]
 _ANSWER_SECONDS = 5.0
 
 
-def questions(config: Config, *, running: bool) -> dict[str, Question]:
-    """``running``: asked by the daemon of itself, so the mount and the socket are its own."""
+@dataclass(frozen=True)
+class Running:
+    """The daemon that asks of itself, so the mount and the socket are its own. ``mounter``: the process that
+    made the mount. ``past_the_daemon``: why whole files are not read so; empty when they are."""
+
+    mounter: int
+    past_the_daemon: str
+
+
+def questions(config: Config, running: Running | None = None) -> dict[str, Question]:
+    rights = f"/proc/{running.mounter}/status" if running else "/proc/self/status"
     asked: dict[str, Question] = {
         "python packages": node.packages,
         "libfuse": node.libfuse,
@@ -26,11 +36,11 @@ def questions(config: Config, *, running: bool) -> dict[str, Question]:
         asked |= {
             "/dev/fuse": fuse.device,
             "fuse in the kernel": fuse.module,
-            "right to mount": fuse.right_to_mount,
-            "fusermount3": fuse.fusermount,
-            "other users": fuse.other_users,
-            "mountpoint": partial(fuse.mountpoint, config.mount.path, running=running),
-            "passthrough": fuse.passthrough,
+            "right to mount": partial(fuse.right_to_mount, rights),
+            "fusermount3": partial(fuse.fusermount, rights),
+            "other users": partial(fuse.other_users, rights),
+            "mountpoint": partial(fuse.mountpoint, config.mount.path, running=running is not None),
+            "passthrough": partial(fuse.passthrough, running.past_the_daemon if running else None),
             "request timeout": fuse.request_timeout,
         }
     store = config.store.path
@@ -40,15 +50,15 @@ def questions(config: Config, *, running: bool) -> dict[str, Question]:
         "store's file system": partial(node.store_file_system, store),
         "free space": partial(node.free_space, store, config.store.reserve_free_bytes),
         "reflinks": partial(node.reflinks, store),
-        "control socket": partial(node.control_socket, config.control.socket, running=running),
+        "control socket": partial(node.control_socket, config.control.socket, running=running is not None),
         "open files": node.open_files,
     }
     return asked
 
 
-async def diagnose(config: Config, *, running: bool = False) -> list[DoctorCheck]:
+async def diagnose(config: Config, running: Running | None = None) -> list[DoctorCheck]:
     """Every answer, whatever happens to the question."""
-    return await answers(questions(config, running=running))
+    return await answers(questions(config, running))
 
 
 async def answers(asked: dict[str, Question], *, seconds: float = _ANSWER_SECONDS) -> list[DoctorCheck]:
