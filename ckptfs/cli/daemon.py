@@ -7,13 +7,15 @@ import os
 import click
 
 from ckptfs.cli import rendering
-from ckptfs.cli.caller import Caller, verb
+from ckptfs.cli.caller import Caller, json_option, socket_option, verb
 from ckptfs.errors import SpecificationError
 from ckptfs.model.records import StatusInfo
 
 _TIMEOUT_SECONDS = 120.0
 
 
+@json_option
+@socket_option
 @click.group("daemon", short_help="Upgrade the daemon, or have it read its configuration anew.")
 def daemon_command() -> None:
     """Replace the process that serves this node's checkpoints.

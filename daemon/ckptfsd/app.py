@@ -27,14 +27,14 @@ import trio
 from ckptfs import __version__
 from ckptfs.engine.config import EngineConfig
 from ckptfs.engine.engine import Engine
-from ckptfs.errors import CkptfsError, Conflict, MountError, PermissionDenied
+from ckptfs.errors import CkptfsError, Conflict, MountError
 from ckptfs.fuse.session import FuseSession, MountConfig
 from ckptfs.model.records import DoctorCheck, StatusInfo
 from ckptfs.store import Store
 from ckptfsd.config import Config, Effective
 from ckptfsd.control.app import build
 from ckptfsd.control.face import Control
-from ckptfsd.control.peer import Peer, Permissions
+from ckptfsd.control.peer import Permissions
 from ckptfsd.doctor import Running, diagnose
 from ckptfsd.listener import ControlSocket, group_id
 from ckptfsd.logging import configure, get_logger, ready_line
@@ -62,6 +62,8 @@ def prepare_process(effective: Effective) -> None:
     configure(effective.config.log)
     _log.debug("starting", version=__version__, pid=os.getpid(), config=effective.file or "defaults")
     raise_open_files_limit()
+    # Credentials of creations are in memory, and a core is a file.
+    resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
     gc.set_threshold(*_GC_THRESHOLDS)
 
 
@@ -237,14 +239,12 @@ class Daemon:
         self._end.set()
         self._starting.cancel()
 
-    def upgrade(self, python: str, peer: Peer) -> None:
+    def upgrade(self, python: str) -> None:
         """Ask the holder for another worker; ``python`` is the interpreter that starts it, or empty."""
         if self._held is None:
             raise Conflict("this daemon serves no mount, so nothing is lost when it is restarted: do that")
         if self.orphaned:
             raise Conflict("the holder of this daemon is dead: restart ckptfsd when no job reads")
-        if peer.uid not in (0, os.geteuid()):
-            raise PermissionDenied("an upgrade decides which program runs as the daemon: only root may ask")
         if self._upgrade_asked:
             raise Conflict("an upgrade is under way already; `ckptfs status` shows when it is over")
         self._upgrade_asked, self._upgrade_note = True, ""

@@ -63,7 +63,7 @@ def test_every_setting_that_the_page_names_exists() -> None:
 def test_the_operations_of_the_table_are_those_of_the_daemon() -> None:
     rows = table_rows(CONTROL_PAGE, "| method and path |")
     said = {(row[0].strip("`"), row[2]) for row in rows}
-    there = {(f"{o.method} {o.path}", "admin" if o.is_admin else "read") for o in OPERATIONS}
+    there = {(f"{o.method} {o.path}", o.who) for o in OPERATIONS}
     assert said == there | {("GET /v1/openapi.json", "read")}
 
 

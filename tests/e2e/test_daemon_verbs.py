@@ -121,6 +121,7 @@ def test_every_operation_of_the_description_is_answered_as_described(
         ("DELETE", "/v1/checkpoints/{ref}", "?force=0", None),
         ("GET", "/v1/status", "", None),
         ("GET", "/v1/doctor", "", None),
+        ("POST", "/v1/upgrade", "", {}),
     ]
     # A creation that is over cannot be cancelled; that is answered in test_cancel below.
     skipped = {("POST", "/v1/checkpoints/{ref}/cancel")}

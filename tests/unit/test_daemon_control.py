@@ -33,7 +33,7 @@ from ckptfs.model.records import (
 )
 from ckptfsd.control.app import build
 from ckptfsd.control.face import Control
-from ckptfsd.control.peer import Peer, Permissions
+from ckptfsd.control.peer import Permissions
 from ckptfsd.listener import ControlSocket
 from ckptfsd.server import ControlServer, ServerLimits
 
@@ -138,8 +138,8 @@ class SmallEngine:
     def jobs(self) -> list[JobInfo]:  # type: ignore[valid-type]
         return []
 
-    def upgrade(self, python: str, peer: Peer) -> None:
-        self.asked.append(("upgrade", python, peer))
+    def upgrade(self, python: str) -> None:
+        self.asked.append(("upgrade", python))
 
 
 def status() -> StatusInfo:
@@ -488,14 +488,19 @@ async def test_verify_ends_when_the_client_leaves(tmp_path: Path) -> None:
 # --- Who may --------------------------------------------------------------------------------------
 
 
-async def test_an_upgrade_is_asked_for_with_who_asks(tmp_path: Path) -> None:
+async def test_an_upgrade_is_for_root_and_names_a_whole_path(tmp_path: Path) -> None:
     async with serving(tmp_path) as served:
         code, answer = await served.call("POST", "/v1/upgrade", {"python": "/opt/x/bin/python"})
         assert (code, answer["worker_pid"]) == (202, 2)
-        [(verb, python, peer)] = served.engine.asked
-        assert (verb, python, peer.pid) == ("upgrade", "/opt/x/bin/python", os.getpid())
+        assert served.engine.asked == [("upgrade", "/opt/x/bin/python")]
         code, answer = await served.call("POST", "/v1/upgrade", {"python": "bin/python"})
         assert (code, answer["error"]["code"]) == (422, "specification")
+    # An administrator who is not root: a member of the group.
+    async with serving(tmp_path, permissions=_MembersOnly()) as served:
+        code, answer = await served.call("POST", "/v1/upgrade", {})
+        assert (code, answer["error"]["code"]) == (403, "permission_denied")
+        assert "only root" in answer["error"]["message"]
+        assert served.engine.asked == []
 
 
 async def test_who_is_not_an_administrator_may_only_read(tmp_path: Path) -> None:
@@ -528,6 +533,16 @@ async def test_who_is_not_an_administrator_may_only_read(tmp_path: Path) -> None
             assert (await served.call("GET", target))[0] == 200, target
         code, body, _ = await served.whole("GET", "/v1/checkpoints/a/content?path=w")
         assert (code, body) == (200, FILE)
+
+
+class _MembersOnly(Permissions):
+    """As for a peer that is a member of the admin group, and neither root nor the daemon's own user."""
+
+    def is_owner(self, peer: object) -> bool:
+        return False
+
+    def is_admin(self, peer: object) -> bool:
+        return True
 
 
 class _Nobody(Permissions):

@@ -228,3 +228,47 @@ async def test_totals(store: Store, attached: Attached) -> None:
     for checkpoint in (one, two):
         await attached.view.load(checkpoint.ordinal)
     assert attached.view.totals() == (8, 6)
+
+
+# --- What an earlier process left open -------------------------------------------------------------------
+
+
+async def test_inherited_handles_count_and_are_read(store: Store, attached: Attached) -> None:
+    content = noise(1, 300_000)
+    c = make_checkpoint(store, "c", {b"f": content})
+    attached.show(c)
+    inode = (await found(attached.view, b"c", b"f")).inode
+    later = Attached(store)
+    later.show(c)
+    view = later.view
+    view.adopt({inode: 2})
+    assert (view.open_files(c.ordinal), view.inherited_files(c.ordinal)) == (2, 2)
+    assert bytes(await view.read(inode, 0, 300_000)) == content
+
+    await view.open(inode)
+    assert view.native(inode) is not None
+    assert (view.open_files(c.ordinal), view.inherited_files(c.ordinal)) == (3, 2)
+    # Which handle was closed nobody can say: what is certain goes first.
+    view.release(inode)
+    assert (view.open_files(c.ordinal), view.inherited_files(c.ordinal)) == (2, 2)
+    for left in (1, 0):
+        view.release(inode)
+        assert (view.open_files(c.ordinal), view.inherited_files(c.ordinal)) == (left, left)
+    view.release(inode)  # answered twice, by two processes
+    assert view.open_files(c.ordinal) == 0
+
+
+async def test_an_inherited_handle_outlives_the_lease_until_it_is_disowned(
+    store: Store, attached: Attached
+) -> None:
+    content = noise(1, 300_000)
+    c = make_checkpoint(store, "c", {b"f": content})
+    attached.show(c)
+    inode = (await found(attached.view, b"c", b"f")).inode
+    later = Attached(store)  # detached meanwhile
+    later.view.adopt({inode: 1})
+    assert bytes(await later.view.read(inode, 0, 10)) == content[:10]
+    later.view.disown(c.ordinal)
+    assert later.view.open_files(c.ordinal) == 0
+    store.remove(c.ordinal)
+    await refused(errno.ESTALE, later.view.read(inode, 0, 10))

@@ -19,7 +19,7 @@ from ckptfs.model.records import (
     TreeEntry,
     VerifyReport,
 )
-from ckptfsd.control.peer import Peer, Permissions
+from ckptfsd.control.peer import Permissions
 
 
 class ContentFace(Protocol):
@@ -56,8 +56,8 @@ class Control:
     engine: EngineFace
     status: Callable[[], StatusInfo]
     doctor: Callable[[], Awaitable[list[DoctorCheck]]]
-    #: Replace the worker, by one that a given Python interpreter starts (empty: the same), for a peer.
-    upgrade: Callable[[str, Peer], None]
+    #: Replace the worker, by one that a given Python interpreter starts (empty: the same).
+    upgrade: Callable[[str], None]
     permissions: Permissions = field(default_factory=Permissions)
     max_body_bytes: int = 1 << 20
     body_timeout_seconds: float = 30.0

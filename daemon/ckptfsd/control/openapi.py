@@ -40,6 +40,7 @@ def describe(operations: Iterable[Operation], *, version: str) -> dict[str, Any]
         "tags": [
             {"name": "read", "description": "For whoever may connect."},
             {"name": "admin", "description": "For administrators."},
+            {"name": "root", "description": "For root, and the user that the daemon runs as."},
         ],
         "paths": paths,
         "components": {"schemas": components, "responses": {"Error": _error_response(schemas)}},
@@ -50,7 +51,7 @@ def _operation(operation: Operation, schemas: dict[Any, Any]) -> dict[str, Any]:
     described: dict[str, Any] = {
         "operationId": operation.name,
         "summary": operation.summary,
-        "tags": ["admin" if operation.is_admin else "read"],
+        "tags": [operation.who],
         "responses": {str(operation.status): _success(operation, schemas)},
     }
     if operation.ranges:

@@ -52,9 +52,12 @@ class Operation:
     query: tuple[Field, ...] = ()
     ranges: bool = False
 
+    for_root: bool = False
+
     @property
-    def is_admin(self) -> bool:
-        return self.method != "GET"
+    def who(self) -> str:
+        """Who may: see docs/control.md."""
+        return "root" if self.for_root else "read" if self.method == "GET" else "admin"
 
 
 _FLAG = {"type": "integer", "enum": [0, 1], "default": 0}
@@ -189,12 +192,12 @@ OPERATIONS: tuple[Operation, ...] = (
         "upgradeDaemon",
         "Replace the process that serves, with mounts and open files kept: by another version of ckptfs, or "
         "by the same with the configuration read anew. Answered (202) before it happens: it is over when "
-        "worker_pid in the status is another one, and has failed when upgrade_note is not empty. For root "
-        "only.",
+        "worker_pid in the status is another one, and has failed when upgrade_note is not empty.",
         routes.upgrade,
         request=Upgrade,
         answer=StatusInfo,
         status=202,
+        for_root=True,
     ),
     Operation(
         "GET",

@@ -56,7 +56,11 @@ class Permissions:
     def of_this_process(cls, admin_gid: int | None) -> Permissions:
         return cls(admin_gid=admin_gid, daemon_uid=os.geteuid())
 
+    def is_owner(self, peer: Peer) -> bool:
+        """Root, or the daemon's own user: whoever could as well start another daemon."""
+        return peer.uid in (0, self.daemon_uid)
+
     def is_admin(self, peer: Peer) -> bool:
-        if peer.uid in (0, self.daemon_uid):
+        if self.is_owner(peer):
             return True
         return self.admin_gid is not None and self.admin_gid in peer.groups

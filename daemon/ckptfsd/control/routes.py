@@ -9,7 +9,7 @@ from typing import TypeVar
 from starlette.requests import Request
 from starlette.responses import Response
 
-from ckptfs.errors import SpecificationError
+from ckptfs.errors import PermissionDenied, SpecificationError
 from ckptfs.model.records import AttachRequest, CreateRequest
 from ckptfsd.control.face import Control
 from ckptfsd.control.records import Rename, Upgrade
@@ -125,5 +125,7 @@ async def upgrade(control: Control, request: Request) -> Response:
     wanted = await _body(control, request, Upgrade)
     if wanted.python and not os.path.isabs(wanted.python):
         raise SpecificationError("python", f"python: {wanted.python!r} is not an absolute path")
-    control.upgrade(wanted.python, request.scope["state"]["peer"])
+    if not control.permissions.is_owner(request.scope["state"]["peer"]):
+        raise PermissionDenied("an upgrade decides which program runs as the daemon: only root may ask")
+    control.upgrade(wanted.python)
     return answer(control.status(), 202)
