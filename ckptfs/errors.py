@@ -231,12 +231,18 @@ class ConnectionError(CkptfsError):
 
 
 class Interrupted(CkptfsError):
-    """A creation ended before it was complete: cancelled, or the daemon stopped."""
+    """A creation ended before it was complete, because the daemon stopped or another worker took over."""
 
     code = "interrupted"
     exit_code = 6
     http_status = 409
     retryable = True
+
+
+class Cancelled(Interrupted):
+    """A creation ended before it was complete, because somebody wanted that."""
+
+    code = "cancelled"
 
 
 def _tree(base: type[CkptfsError]) -> list[type[CkptfsError]]:

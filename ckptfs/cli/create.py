@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Literal
 
 import click
 
@@ -14,11 +15,18 @@ from ckptfs.errors import (
     CheckpointError,
     CkptfsError,
     ConnectionError,
+    Interrupted,
     SpecificationError,
     WaitTimeout,
     from_code,
 )
 from ckptfs.model.sizes import format_bytes
+
+if TYPE_CHECKING:
+    from ckptfs.cli.progress import Watcher
+
+# A creation goes on by itself after so many changes of the worker; one more may be its own doing.
+_RESUMES_MAX = 10
 
 _SOURCE_TYPES = ("local", "s3", "aws", "wasabi", "web")
 
@@ -79,18 +87,23 @@ def create_command(
     Archives are told by their content.
 
     What is in the store already is not stored again, and a creation that was interrupted goes on from
-    what had arrived: run the same command again. Ctrl-C cancels.
+    what had arrived: run the same command again. (When the daemon is upgraded meanwhile, this one goes on by
+    itself.) Ctrl-C cancels.
     """
     policy: Literal["auto", "yes", "no"] = "auto" if extract is None else "yes" if extract else "no"
-    checkpoint = caller.client().checkpoints.create(
-        name=name,
-        source_type=source_type or "",
-        source_uri=source,
-        source_options=_options(source_options),
-        extract=policy,
-    )
+
+    def begin() -> SyncCheckpoint:
+        return caller.client().checkpoints.create(
+            name=name,
+            source_type=source_type or "",
+            source_uri=source,
+            source_options=_options(source_options),
+            extract=policy,
+        )
+
+    checkpoint = begin()
     if wait:
-        _follow(checkpoint)
+        checkpoint = _follow(checkpoint, begin)
     _report(caller, checkpoint)
 
 
@@ -105,18 +118,24 @@ def _options(pairs: tuple[str, ...]) -> dict[str, str]:
     return options
 
 
-def _follow(checkpoint: SyncCheckpoint) -> None:
-    """Watch until it is ready. A failure is raised as what it is, not as a failed wait."""
+def _follow(checkpoint: SyncCheckpoint, begin: Callable[[], SyncCheckpoint]) -> SyncCheckpoint:
+    """Watch until it is ready. A failure is raised as what it is, not as a failed wait. When the daemon is
+    replaced meanwhile, ``begin`` goes on from what arrived."""
     from ckptfs.cli import progress
 
+    times = 0
     try:
         with progress.watcher() as watch:
             while True:
                 try:
-                    checkpoint.wait_for("ready", MAX_TIMEOUT_SECONDS, watch=watch)
-                    return
+                    return _watch_through_cuts(checkpoint, watch)
                 except WaitTimeout:  # a day was not enough: go on
                     continue
+                except CheckpointError:
+                    if checkpoint.info.reason_code != Interrupted.code or times == _RESUMES_MAX:
+                        raise
+                times += 1
+                checkpoint = begin()
     except KeyboardInterrupt:
         _cancel(checkpoint)
         raise
@@ -129,6 +148,16 @@ def _follow(checkpoint: SyncCheckpoint) -> None:
         raise ConnectionError(
             f"{error.message}; what has arrived of {checkpoint.name} is kept: run the same command again"
         ) from error
+
+
+def _watch_through_cuts(checkpoint: SyncCheckpoint, watch: Watcher) -> SyncCheckpoint:
+    """A worker that goes cuts its connections; whoever asks again waits for the next one. Raises
+    ConnectionError when there is none."""
+    while True:
+        try:
+            return checkpoint.wait_for("ready", MAX_TIMEOUT_SECONDS, watch=watch)
+        except ConnectionError:
+            checkpoint.refresh(light=True)
 
 
 def _cancel(checkpoint: SyncCheckpoint) -> None:

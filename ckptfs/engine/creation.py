@@ -25,7 +25,7 @@ from blake3 import blake3
 from ckptfs.engine.config import EngineConfig
 from ckptfs.engine.ingest import Meter
 from ckptfs.engine.reading import Reading, in_thread
-from ckptfs.errors import CkptfsError, Interrupted, SourceError, SourceNotFound, StoreFull
+from ckptfs.errors import Cancelled, CkptfsError, Interrupted, SourceError, SourceNotFound, StoreFull
 from ckptfs.model import manifest
 from ckptfs.model.admission import normalise
 from ckptfs.model.names import show_path
@@ -66,13 +66,15 @@ class Creation:
         self.done = trio.Event()
         self._store = store
         self._config = config
+        self._daemon_stops = False
         self._phase = ""
         self._spooled: tuple[int, int] = (0, 0)
         self._meter = Meter(config.max_checkpoint_bytes)
         self._samples: deque[tuple[float, int]] = deque()
 
-    def cancel(self) -> None:
+    def cancel(self, *, daemon_stops: bool = False) -> None:
         """Stop at the next step, or at once while it waits for its turn; ``done`` says when it did."""
+        self._daemon_stops = daemon_stops
         self._meter.cancelled = True
         self.waiting.cancel()
 
@@ -148,15 +150,15 @@ class Creation:
                 seconds=round(time.time() - self.created, 3),
             )
         except trio.Cancelled:
-            self.error = Interrupted(
-                f"the creation of {self.request.name!r} was interrupted; create it again to go on from here"
-            )
+            self.error = self._why_interrupted()
             if draft is not None:
                 with trio.CancelScope(shield=True):
                     await in_thread(limiter, draft.release)
             raise
         except BaseException as raised:
             error = _first_of(raised, self.request)
+            if isinstance(error, Interrupted):
+                error = self._why_interrupted()
             if draft is not None:
                 await self._give_up(draft, error, limiter)
             self.error = error  # not before: who sees that it failed may remove it at once
@@ -164,6 +166,15 @@ class Creation:
             # Secrets live as long as the work that needs them.
             self.request.credentials.clear()
             self.done.set()
+
+    def _why_interrupted(self) -> Interrupted:
+        name = self.request.name
+        if self._meter.cancelled and not self._daemon_stops:
+            return Cancelled(f"the creation of {name!r} was cancelled")
+        return Interrupted(
+            f"the daemon stopped, or another worker took over, before the creation of {name!r} was complete; "
+            "create it again to go on from here"
+        )
 
     def _begin(self) -> Draft:
         """Go on from the kept draft of the same source; failures of this name are history from now on."""

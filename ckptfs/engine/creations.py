@@ -84,7 +84,7 @@ class Creations:
     async def stop(self) -> None:
         """Interrupt all creations; what they brought in stays for a resume."""
         for creation in self.active():
-            creation.cancel()
+            creation.cancel(daemon_stops=True)
         for creation in self.active():
             await creation.done.wait()
 

@@ -155,7 +155,7 @@ def test_ctrl_c_cancels_and_the_next_try_goes_on(daemon: Daemon, slow: SlowServe
     assert "ckptfs: cancelled; " in said and "had arrived" in said
     assert "run the same command again" in said
     (listed,) = daemon.json("list")["checkpoints"]
-    assert (listed["status"], listed["reason_code"]) == ("failed", "interrupted")
+    assert (listed["status"], listed["reason_code"]) == ("failed", "cancelled")
     assert listed["stored_bytes"] > 4_000_000
 
     slow.hurry.set()
@@ -182,9 +182,32 @@ def test_cancel_from_elsewhere_ends_the_one_who_follows(daemon: Daemon, slow: Sl
     assert daemon.json("cancel", "model")["status"] == "failed"
     out, err = follower.communicate(timeout=30)
     assert follower.returncode == 6
-    assert json.loads(out)["error"]["code"] == "interrupted"
+    assert json.loads(out)["error"]["code"] == "cancelled"
     assert "ckptfs: error: " in err
     daemon.run("remove", "model")
+
+
+@pytest.mark.parametrize("how", ["reload", "kill"])
+def test_another_worker_goes_on_with_what_one_follows(daemon: Daemon, slow: SlowServer, how: str) -> None:
+    follower = subprocess.Popen(
+        [*CKPTFS, "create", "model", slow.url, "--json"],
+        env=daemon.environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    until(lambda: slow.sent_bytes > 9_000_000, "it has begun")
+    worker = daemon.json("status")["worker_pid"]
+    if how == "reload":
+        daemon.run("daemon", "reload")
+    else:
+        os.kill(worker, signal.SIGKILL)
+    until(lambda: daemon.json("status")["worker_pid"] != worker, "another worker")
+    slow.hurry.set()
+    out, err = follower.communicate(timeout=60)
+    assert follower.returncode == 0, err
+    assert json.loads(out)["status"] == "ready"
+    assert [c["name"] for c in daemon.json("list")["checkpoints"]] == ["model"]
 
 
 def test_the_daemon_stops_while_one_follows(daemon: Daemon, slow: SlowServer) -> None:

@@ -126,7 +126,7 @@ async def test_a_cancelled_creation_leaves_no_name_and_resumes(tmp_path: Path) -
         while not (progress := engine.get("m").progress) or progress.bytes_done < 20 << 20:
             await trio.sleep(0.001)
         cancelled = await engine.cancel("m")
-        assert (cancelled.status, cancelled.reason_code) == ("failed", "interrupted")
+        assert (cancelled.status, cancelled.reason_code) == ("failed", "cancelled")
         with pytest.raises(errors.CheckpointError, match="cancelled"):
             await engine.tree("m")
         kept = engine.get(begun.id)

@@ -111,7 +111,7 @@ async def test_a_creation_that_waits_for_its_turn_is_cancelled_at_once(tmp_path:
         assert engine.get(waiting.id).status == "new"
         with trio.fail_after(3):
             info = await engine.cancel(waiting.id)
-        assert (info.status, info.reason_code) == ("failed", "interrupted")
+        assert (info.status, info.reason_code) == ("failed", "cancelled")
         assert engine.get(long.id).status == "downloading"
         assert engine.get(waiting.id).status == "failed"  # who waits for it learns how it ended
 
