@@ -81,11 +81,18 @@ class FuseSession:
         self._grace_seconds = self._config.stop_grace_seconds
         self.mountpoint = connection.mount
         self.in_use: list[int] = []
-        self.notes = connection.notes
+        self._notes = [connection.notes]
 
     @property
     def serving(self) -> bool:
         return self._serving
+
+    @property
+    def notes(self) -> str:
+        passthrough = self._operations.passthrough
+        why_not = passthrough.why_not if passthrough else ""
+        through = f"reads go through the daemon: {why_not}" if why_not else ""
+        return "; ".join(note for note in (*self._notes, through) if note)
 
     @property
     def past_the_daemon(self) -> str:
@@ -127,19 +134,17 @@ class FuseSession:
                 raise
             with ticking() as works:
                 if not works:
-                    self._note("not in the main thread, so a killed reader can hold up all others")
+                    self._notes.append("not in the main thread, so a killed reader can hold up all others")
                 await self._serve(task_status)
         finally:
             FuseSession._in_use = False
 
     async def _passthrough(self) -> Passthrough:
-        """Reads past the daemon, or why there are none: that is said once, here and in the notes."""
+        """Reads past the daemon, or why there are none."""
         connection = self._connection
         why_not = "" if connection.passthrough else "passthrough is switched off (mount.passthrough)"
         why_not = why_not or channel.missing() or channel.missing_in_kernel(connection.offered)
         why_not = why_not or await channel.missing_in_store(self._backings, self._view.blobs_directory)
-        if why_not:
-            self._note(f"reads go through the daemon: {why_not}")
         return Passthrough(Modes(ModeTable(connection.modes_fd)), self._backings, why_not=why_not)
 
     # --- Serve -----------------------------------------------------------------------------------------
@@ -237,9 +242,6 @@ class FuseSession:
             await self._loop_ended.wait()
         pyfuse3.close(unmount=False)
         self._serving = False
-
-    def _note(self, text: str) -> None:
-        self.notes = "; ".join(part for part in (self.notes, text) if part)
 
 
 class _DropAnswersToTheDead(logging.Filter):
