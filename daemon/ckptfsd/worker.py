@@ -12,7 +12,8 @@ import sys
 from collections.abc import Callable
 
 from ckptfs import __version__
-from ckptfs.errors import CkptfsError, ConfigurationError
+from ckptfs.errors import CkptfsError, ConfigurationError, MountError
+from ckptfs.fuse import channel
 from ckptfs.fuse.mountinfo import settled_path
 from ckptfsd import app, privileges
 from ckptfsd.config import Effective
@@ -44,6 +45,7 @@ def _run(effective: Effective, link: HolderLink, arguments: list[str]) -> None:
     link.hello(__version__)
     order = link.wait()
     if order.verb == "standby":
+        _check_native(order.native)
         link.prepared()
         order = link.wait()
     while order.verb in ("serve", "resume"):
@@ -67,6 +69,15 @@ def _serve(effective: Effective, link: HolderLink, introduction: Introduction, a
         link.paused()
         order = link.wait()
     return order
+
+
+def _check_native(files: int) -> None:
+    """While a file is open past the daemon, the kernel refuses to open it in another way."""
+    if files and (why := channel.missing()):
+        raise MountError(
+            f"{files} file(s) are open past the daemon, and this installation could not open them "
+            f"once more: {why}"
+        )
 
 
 def _check_mount(effective: Effective, introduction: Introduction) -> None:

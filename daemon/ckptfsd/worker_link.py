@@ -57,6 +57,7 @@ class Order(NamedTuple):
     verb: str
     introduction: Introduction | None = None
     reason: str = ""
+    native: int = 0  # of standby: how many files are open past the daemon
 
 
 class HolderLink:
@@ -211,7 +212,8 @@ class HolderLink:
             self._send_order.send_nowait(_introduced(verb, message, descriptors))
         elif verb in ("standby", "pause", "exit", "stop", "upgrade_failed"):
             wire.close_all(descriptors)
-            self._send_order.send_nowait(Order(verb, reason=str(message.get("error", ""))))
+            order = Order(verb, reason=str(message.get("error", "")), native=int(message.get("native", 0)))
+            self._send_order.send_nowait(order)
         else:
             wire.close_all(descriptors)
             log.error("an order that is not understood", verb=verb)

@@ -18,6 +18,9 @@ class BackingFiles:
         self._registered: set[int] = set()
         self._kept: set[int] = set()
 
+    def __len__(self) -> int:
+        return len(self._registered)
+
     def register(self, fd: int, descriptors: Sequence[int]) -> int:
         """``fd`` is of /dev/fuse. Raises OSError."""
         if len(descriptors) != 1:

@@ -243,7 +243,7 @@ class Crew:
         if verb == "hello":
             if worker.standby:
                 worker.enter(State.PREPARING, within_seconds=self._options.start_seconds)
-                worker.tell({"do": "standby"})
+                worker.tell({"do": "standby", "native": len(self._backings)})
             elif self.worker is worker and not self.stopping:
                 self.tell_to_serve(worker)
         elif verb == "prepared":
