@@ -25,8 +25,8 @@ serve            protocol, connection, starts,  take the mount over; descriptors
                  listener (if there is one)     modes table and of the listener. ``starts``: workers before
                                                 this one; ``connection``: ckptfs.fuse.connection;
                                                 ``listener``: path, inode
-standby          native                         prepare, say so and wait for ``serve``. ``native``: how many files
-                                                are open past the daemon
+standby          native                         prepare, say so and wait for ``serve``. ``native``: how many
+                                                files are open past the daemon
 pause                                           let go of mount and store, say so and wait
 resume                                          the other could not start: serve again (as ``serve``)
 exit                                            end; the mount stays
