@@ -12,25 +12,24 @@ from typing import NoReturn
 
 import ckptfs
 import ckptfsd
-from ckptfsd import worker
 from ckptfsd.config import Config, Effective
 from ckptfsd.holder.options import Options, command
 
 
 def become_holder(effective: Effective, arguments: list[str]) -> NoReturn:
     """``arguments``: what `ckptfsd run` was told, for the workers. Raises OSError."""
-    options = holder_options(effective.config, worker.command(sys.executable, arguments))
+    options = holder_options(effective.config, worker_command(sys.executable, arguments))
     line = command(options, python=sys.executable, roots=source_roots())
     sys.stdout.flush()
     sys.stderr.flush()
     os.execv(line[0], line)
 
 
-def holder_options(config: Config, worker_command: list[str]) -> Options:
+def holder_options(config: Config, worker: list[str]) -> Options:
     mount, holder = config.mount, config.holder
     return Options(
         mount=mount.path,
-        worker=worker_command,
+        worker=worker,
         read_ahead_kib=mount.read_ahead_kib,
         max_background=mount.max_background,
         passthrough=mount.passthrough,
@@ -43,6 +42,11 @@ def holder_options(config: Config, worker_command: list[str]) -> Options:
         slowest_seconds=holder.slowest_restart_seconds,
         log_format=config.log.format,
     )
+
+
+def worker_command(python: str, arguments: list[str]) -> list[str]:
+    """The command line of a worker. -P: what lies in the working directory is not imported."""
+    return [python, "-P", "-m", "ckptfsd", "worker", *arguments]
 
 
 def source_roots() -> list[str]:

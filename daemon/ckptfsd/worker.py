@@ -17,6 +17,7 @@ from ckptfs.fuse import channel
 from ckptfs.fuse.mountinfo import settled_path
 from ckptfsd import app, privileges
 from ckptfsd.config import Effective
+from ckptfsd.launch import worker_command
 from ckptfsd.logging import get_logger
 from ckptfsd.worker_link import HolderLink, Introduction, Order
 
@@ -58,7 +59,7 @@ def _run(effective: Effective, link: HolderLink, arguments: list[str]) -> None:
 
 def _serve(effective: Effective, link: HolderLink, introduction: Introduction, arguments: list[str]) -> Order:
     def upgrade(python: str) -> None:
-        link.upgrade(command(python or sys.executable, arguments))
+        link.upgrade(worker_command(python or sys.executable, arguments))
 
     try:
         _check_mount(effective, introduction)
@@ -87,8 +88,3 @@ def _check_mount(effective: Effective, introduction: Introduction) -> None:
         raise ConfigurationError(
             f"[mount] path is {wanted!r} now and the mount is at {held!r}: restart the daemon to move it"
         )
-
-
-def command(python: str, arguments: list[str]) -> list[str]:
-    """The command line of a worker. -P: what lies in the working directory is not imported."""
-    return [python, "-P", "-m", "ckptfsd", "worker", *arguments]
