@@ -1,8 +1,9 @@
-"""The tests of the holder use the small file system of tests/fuse."""
+"""The tests of the holder use the small file system of tests/fuse, those of the daemon that of tests/e2e."""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
 
-sys.path.append(str(Path(__file__).parent.parent / "fuse"))
+for _folder in ("fuse", "e2e"):
+    sys.path.append(str(Path(__file__).parent.parent / _folder))
