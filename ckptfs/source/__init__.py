@@ -7,8 +7,8 @@
 - ``listing``      a source whose entries are all known at opening
 - ``place``        one file where it lies, which may be an archive
 - ``local``        a directory or a file of this node
-- ``s3``           a prefix or an object: what is there (``s3_connect``: options to a client, ``s3_client``:
-  boto3, ``s3_bytes``: urllib3 on signed URLs)
+- ``s3``           a prefix or an object: what is there (``s3_options``: what may be asked,
+  ``s3_connect``: options to a client, ``s3_client``: boto3, ``s3_bytes``: urllib3 on signed URLs)
 - ``web``          a file behind http(s): probing, redirects, pinning
 - ``connection``   pooled connections of one source: which addresses, and hanging up
 - ``http_bytes``   ranges of a pinned remote object, checked, into the caller's buffer

@@ -11,13 +11,12 @@ from typing import cast
 
 from ckptfs.errors import SourceNotFound, SpecificationError
 from ckptfs.model.records import SourceType
-from ckptfs.source import s3_connect
+from ckptfs.source import s3_options
 from ckptfs.source.archive.open import open_file
 from ckptfs.source.base import FetchProgress, Source
 from ckptfs.source.limits import Extract, Limits, Opening
 from ckptfs.source.listing import Listing
 from ckptfs.source.local import open_local
-from ckptfs.source.s3 import open_s3
 from ckptfs.source.uri import Uri, parse, shown
 from ckptfs.source.web import open_web
 
@@ -41,7 +40,7 @@ def check_request(uri: str, source_type: str = "", options: Mapping[str, str] | 
 
 def _check_options(place: Uri, options: Mapping[str, str]) -> None:
     if place.kind == "s3":
-        s3_connect.check_options(options)
+        s3_options.check_options(options)
     elif options:
         raise SpecificationError(
             "source_options",
@@ -83,6 +82,10 @@ def open_source(
     _check_options(where, opening.options)
     opening.check_cancelled()
     if where.kind == "s3":
+        # Here, because boto3 takes longer to import than all the rest of a source's modules: a worker that
+        # follows a dead one has readers waiting for it.
+        from ckptfs.source.s3 import open_s3
+
         found = open_s3(opening, where.bucket, where.key, wasabi=source_type == "wasabi")
     elif where.kind == "web":
         found = open_web(opening, where.url)

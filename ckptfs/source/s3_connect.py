@@ -1,8 +1,7 @@
 """From options and credentials to a client of one bucket.
 
-Options (``--source-option``): ``endpoint_url``, ``region``, ``profile``, ``addressing_style``
-(``path``, ``virtual``, ``auto``), ``anonymous=true``. Secrets are not options; they come as credentials
-of the request, or from where boto3 finds them (environment, profile, instance role).
+The options are those of s3_options. Secrets come as credentials of the request, or from where boto3 finds
+them (environment, profile, instance role).
 """
 
 from __future__ import annotations
@@ -22,42 +21,10 @@ from ckptfs.errors import SpecificationError
 from ckptfs.source.connection import POOL_CONNECTIONS, Guard, environment_ca_bundle
 from ckptfs.source.limits import Opening
 from ckptfs.source.s3_client import S3Client
+from ckptfs.source.s3_options import check_options
 
-OPTIONS = ("endpoint_url", "region", "profile", "addressing_style", "anonymous")
-SECRETS = ("access_key_id", "secret_access_key", "session_token")
 WASABI_ENDPOINT = "https://s3.wasabisys.com"
 DEFAULT_REGION = "us-east-1"
-
-
-def check_options(options: Mapping[str, str]) -> None:
-    """Raise :class:`~ckptfs.errors.SpecificationError` for an option that S3 does not take."""
-    for name, value in options.items():
-        if name in SECRETS:
-            raise SpecificationError(
-                "source_options",
-                f"{name} is a secret and not an option: arguments are seen by everybody on the machine; "
-                f"set AWS_{name.upper()} in the environment",
-            )
-        if name not in OPTIONS:
-            raise SpecificationError(
-                "source_options", f"an S3 source has no option {name!r}; it has {', '.join(OPTIONS)}"
-            )
-        if name == "addressing_style" and value not in ("path", "virtual", "auto"):
-            raise SpecificationError(
-                "source_options", f"addressing_style is path, virtual or auto, not {value!r}"
-            )
-        if name == "anonymous" and value.lower() not in ("true", "false"):
-            raise SpecificationError("source_options", f"anonymous is true or false, not {value!r}")
-        if name == "endpoint_url":
-            _check_endpoint(value)
-
-
-def _check_endpoint(value: str) -> None:
-    parts = urlsplit(value)
-    if parts.scheme not in ("http", "https") or not parts.hostname or parts.username or parts.query:
-        raise SpecificationError(
-            "source_options", "endpoint_url is http(s)://host or http(s)://host:port, without credentials"
-        )
 
 
 def connect(opening: Opening, bucket: str, *, wasabi: bool = False) -> S3Client:

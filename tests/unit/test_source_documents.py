@@ -8,7 +8,7 @@ from pathlib import Path
 from ckptfs.source import spool, tries, web
 from ckptfs.source.archive import codec, detect
 from ckptfs.source.limits import Limits
-from ckptfs.source.s3_connect import OPTIONS
+from ckptfs.source.s3_options import OPTIONS
 from ckptfs.source.uri import KIND_OF_TYPE
 
 TEXT = (Path(__file__).parents[2] / "docs" / "sources.md").read_text()
