@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import os
 import random
-import signal
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
-from daemon_process import until
 from survival import Node, checkpoint, node, not_longer, readers, say
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="the daemon mounts, which needs root")
