@@ -124,6 +124,9 @@ class Crew:
                 if worker.state is State.PAUSING:  # the upgrade is off, the old one may be well
                     self._end_upgrade("the old worker did not let go of the mount in time")
                 else:
+                    if worker.state is not State.LEAVING:
+                        limit = f"{self._options.start_seconds:g} s ([holder] start_timeout_seconds)"
+                        worker.reason = f"the new worker was not ready within {limit}"
                     worker.kill()
             elif worker.state is State.READY and hang and worker.last_alive:
                 silent = now - max(worker.last_alive, worker.ready_at)
@@ -152,11 +155,16 @@ class Crew:
             if self.next is None:
                 self._refuse_upgrade("the new worker cannot be started")
 
-    def upgrade_failed(self, why: str) -> None:
+    def upgrade_failed(self, worker: Worker, how: str) -> None:
         """The next worker is dead: the old one goes on."""
         self.next = None
         if self.stopping:
             return
+        why = worker.reason or f"the new worker ended with {how}"
+        if not worker.reason and worker.state is State.STARTING:
+            why += (
+                f" before it said anything; the daemon's log has why (is ckptfs there for {worker.argv[0]}?)"
+            )
         self._refuse_upgrade(why)
         old = self.worker
         if old is not None and old.state in (State.PAUSED, State.PAUSING):
@@ -171,6 +179,7 @@ class Crew:
         """Kill the next worker; when it is reaped the old one is told to go on."""
         if self.next is not None:
             self._log.warning("the upgrade failed", reason=why)
+            self.next.reason = why
             self.next.kill()
 
     def _prepared(self, worker: Worker) -> None:

@@ -167,7 +167,7 @@ class Holder:
         say = self._log.info if expected else self._log.warning
         say("worker ended", pid=worker.pid, how=how, state=worker.state.value)
         if worker is self._crew.next:
-            self._crew.upgrade_failed(worker.reason or f"the new worker ended with {how}")
+            self._crew.upgrade_failed(worker, how)
             return
         self._crew.worker = None
         if self._stopping:
