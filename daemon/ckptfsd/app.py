@@ -109,6 +109,8 @@ class Held:
     introduction: Introduction
     #: Ask for another worker, started by this Python interpreter (empty: the same).
     upgrade: Callable[[str], None]
+    #: Why the last upgrade failed, if it did while this worker had let go of everything for it.
+    upgrade_note: str = ""
 
 
 class Daemon:
@@ -148,7 +150,7 @@ class Daemon:
         self._starting = trio.CancelScope()
         self._server_ended: trio.Event | None = None
         self._upgrade_asked = False
-        self._upgrade_note = ""
+        self._upgrade_note = held.upgrade_note if held else ""
         self.ended_by = Order("stop")
         #: The holder is dead: what it would do at the end is ours.
         self.orphaned = False

@@ -49,21 +49,29 @@ def _run(effective: Effective, link: HolderLink, arguments: list[str]) -> None:
         _check_native(order.native)
         link.prepared()
         order = link.wait()
+    note = ""
     while order.verb in ("serve", "resume"):
         assert order.introduction is not None
-        order = _serve(effective, link, order.introduction, arguments)
+        order = _serve(effective, link, order.introduction, arguments, note)
+        if order.verb == "upgrade_failed":  # while we were paused; what to do comes next
+            _log.error("the upgrade failed, this worker goes on", reason=order.reason)
+            note, order = order.reason, link.wait()
     if order.verb == "misunderstood":
         raise ConfigurationError(order.reason)
     _log.info("stopped")
 
 
-def _serve(effective: Effective, link: HolderLink, introduction: Introduction, arguments: list[str]) -> Order:
+def _serve(
+    effective: Effective, link: HolderLink, introduction: Introduction, arguments: list[str], note: str
+) -> Order:
+    """Serve until there is another order; ``note``: why the last upgrade failed."""
+
     def upgrade(python: str) -> None:
         link.upgrade(worker_command(python or sys.executable, arguments))
 
     try:
         _check_mount(effective, introduction)
-        order = app.serve(effective, app.Held(link, introduction, upgrade))
+        order = app.serve(effective, app.Held(link, introduction, upgrade, note))
     finally:
         introduction.close()
     if order.verb == "pause":
