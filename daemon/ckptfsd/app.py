@@ -17,6 +17,7 @@ import gc
 import math
 import os
 import resource
+import shlex
 import signal
 import time
 from collections.abc import Callable
@@ -28,6 +29,8 @@ from ckptfs import __version__
 from ckptfs.engine.config import EngineConfig
 from ckptfs.engine.engine import Engine
 from ckptfs.errors import CkptfsError, Conflict, MountError
+from ckptfs.fuse.connection import Connection
+from ckptfs.fuse.mountinfo import at
 from ckptfs.fuse.session import FuseSession, MountConfig
 from ckptfs.model.records import DoctorCheck, StatusInfo
 from ckptfs.store import Store
@@ -168,8 +171,7 @@ class Daemon:
                 await self._stop_serving()
                 services.cancel_scope.cancel()  # lets go of the mount
             if self.orphaned and self._held is not None:
-                note = await trio.to_thread.run_sync(self._held.introduction.connection.unmount)
-                _log.info("unmounted", note=note)
+                await trio.to_thread.run_sync(_unmount, self._held.introduction.connection)
             outer.cancel_scope.cancel()
 
     async def _start(self, services: trio.Nursery) -> None:
@@ -294,6 +296,16 @@ class Daemon:
             creations=counters.get("creations_active", 0),
             counters=counters,
         )
+
+
+def _unmount(connection: Connection) -> None:
+    """In the place of a holder that died. A worker has not the right to, where it gave that up."""
+    note = connection.unmount()
+    if at(connection.mount) is None:
+        _log.info("unmounted", mount=connection.mount, note=note)
+    else:
+        remedy = f"start ckptfsd again, which clears it, or: umount -l {shlex.quote(connection.mount)}"
+        _log.warning("a dead mount stays behind", mount=connection.mount, reason=note, remedy=remedy)
 
 
 def engine_config(config: Config) -> EngineConfig:
