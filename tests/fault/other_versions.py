@@ -77,3 +77,11 @@ def that_never_serves(folder: Path) -> str:
     """Says hello, is told to serve, and takes for ever."""
     line = "        _check_mount(effective, introduction)\n"
     return changed(folder, {"ckptfsd/worker.py": (line, f"        import time; time.sleep(1000)\n{line}")})
+
+
+def without_the_extension(folder: Path) -> str:
+    """Installed where there is no compiler."""
+    python = changed(folder, {})
+    for built in (folder / "packages" / "ckptfs" / "fuse").glob("_channel*.so"):
+        built.unlink()
+    return python
