@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import re
 import shutil
 import signal
@@ -28,7 +29,14 @@ pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="the daemon mounts, wh
 
 # Shorter than anybody would set it, longer than any start takes.
 START_SECONDS = 6
-CONFIG = f"[holder]\nstart_timeout_seconds = {START_SECONDS}\n[control]\nsocket_mode = 0o666\n"
+ADMIN_GID = 54_321
+CONFIG = f"""
+[holder]
+start_timeout_seconds = {START_SECONDS}
+[control]
+socket_mode = 0o666
+admin_group = "{ADMIN_GID}"
+"""
 
 NOBODY = 65534
 
@@ -164,6 +172,34 @@ def first_byte(request: Request) -> int:
 def bytes_asked_for(request: Request) -> int:
     match = re.fullmatch(r"bytes=(\d+)-(\d+)", request.headers.get("range", ""))
     return int(match[2]) - int(match[1]) + 1 if match else len(BIG)
+
+
+@pytest.mark.parametrize("times", [5, pytest.param(60, marks=[pytest.mark.slow, pytest.mark.timeout(600)])])
+def test_deaths_in_the_middle_of_upgrades(tmp_path: Path, times: int) -> None:
+    """The worker that is to go, or the one that is to come, at any moment."""
+    with node(tmp_path, expected_errors=UPGRADE_ERRORS) as serving:
+        source = checkpoint(serving, tmp_path)
+        victims = []
+        with readers(serving.path("model"), source, 16) as jobs:
+            for _ in range(times):
+                until(lambda: len(serving.workers()) == 1, "one worker")
+                old = serving.worker()
+                os.kill(serving.holder, signal.SIGHUP)
+                until(lambda: len(serving.workers()) == 2, "another one starts")
+                time.sleep(random.uniform(0, 0.8))
+                victim = random.choice(serving.workers() or [old])
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(victim, signal.SIGKILL)
+                victims.append("old" if victim == old else "new")
+                until(lambda v=victim: v not in serving.workers(), "it is dead")
+                until(lambda: serving.daemon.client.status().worker_pid == serving.worker(), "one serves")
+            report = jobs.end_well()
+        say(f"{times} deaths in upgrades", victims=victims, worst=report["worst_seconds"])
+        assert serving.deaths() == times
+        assert serving.events("requests were given up (EIO)") == []
+        by_command(serving)
+        for name in every_kind():
+            assert serving.read("model", name) == (source / name).read_bytes(), name
 
 
 # --- To what cannot serve ----------------------------------------------------------------------------------
@@ -309,15 +345,23 @@ def test_after_all_that_it_can_be_upgraded(served: tuple[Node, Path], tmp_path: 
     assert serving.daemon.client.status().version == "0.1.1"
 
 
-def test_only_root_may_upgrade(served: tuple[Node, Path]) -> None:
+@pytest.mark.parametrize(
+    ("gid", "says"),
+    [
+        (NOBODY, f"user {NOBODY} may look, but not change anything"),
+        (ADMIN_GID, "an upgrade decides which program runs as the daemon: only root may ask"),
+    ],
+    ids=["stranger", "administrator"],
+)
+def test_only_root_may_upgrade(served: tuple[Node, Path], gid: int, says: str) -> None:
     serving, _ = served
     worker = serving.worker()
     # CAP_DAC_READ_SEARCH only so that it can read this checkout and Python, wherever they are.
     rights = "--inh-caps=+dac_read_search --ambient-caps=+dac_read_search"
-    become = f"setpriv --reuid {NOBODY} --regid {NOBODY} --clear-groups {rights}".split()
+    become = f"setpriv --reuid {NOBODY} --regid {gid} --clear-groups {rights}".split()
     for verb in ("upgrade", "reload"):
         done = serving.daemon.run("daemon", verb, code=None, prefix=become)
         assert done.returncode == PermissionDenied.exit_code, done.stderr
-        assert f"user {NOBODY} may look, but not change anything" in done.stderr
+        assert says in done.stderr
     time.sleep(0.3)
     assert serving.workers() == [worker]
