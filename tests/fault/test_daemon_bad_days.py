@@ -335,6 +335,49 @@ def test_a_read_that_the_dead_worker_had_taken(tmp_path: Path, resend: bool) -> 
             assert sha256(serving.read("model", other)) == digest(source, other)
 
 
+READ_PAST_THE_CACHE = """
+import mmap, os, sys
+fd = os.open(sys.argv[1], os.O_RDONLY | os.O_DIRECT)
+buffer = mmap.mmap(-1, 4096)
+print("open", flush=True)
+sys.stdin.readline()
+os.preadv(fd, [buffer], 0)
+"""
+
+
+@pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not here")
+def test_a_reader_that_cannot_be_killed_can_when_the_worker_is_dead(tmp_path: Path) -> None:
+    """The kernel lets nobody leave who waits, without the page cache, for an answer to a request that was
+    taken: a worker that hangs holds such readers fast, for as long as it may hang (hang_timeout_seconds)."""
+    with node(tmp_path) as serving:
+        checkpoint(serving, tmp_path)
+        reader = subprocess.Popen(
+            [sys.executable, "-c", READ_PAST_THE_CACHE, serving.path("model", "small/2")],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
+        worker = HeldUp(serving.worker())
+        try:
+            assert reader.stdin
+            assert reader.stdout
+            assert reader.stdout.readline() == b"open\n"
+            reader.stdin.write(b"\n")
+            reader.stdin.flush()
+            worker.wait()
+            reader.kill()
+            time.sleep(0.3)
+            assert reader.poll() is None, "it is held fast"
+            count = serving.kill_worker()
+        finally:
+            worker.let_go()
+        began = time.monotonic()
+        assert reader.wait(10) == -signal.SIGKILL
+        say("a reader that was held fast", seconds_to_its_end=time.monotonic() - began)
+        for pipe in (reader.stdin, reader.stdout):
+            pipe.close()
+        serving.wait_ready(count + 1)
+
+
 # --- Workers that hang or cannot start ---------------------------------------------------------------------
 
 
