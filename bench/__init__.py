@@ -5,13 +5,14 @@ the temporary directory), and both are gone afterwards. It prints figures and ra
 ``bench/results/NAME.json``. Ratios carry over to other machines; absolute figures do not.
 
 - ``create``: a 4 GiB safetensors file into the store, against ``cp`` + ``sync`` and ``casync make``
-- ``read``: sequential reads through the mount, against pyfuse3 with default settings and no FUSE at all
+- ``read``: reads through the mount, past the daemon and by it, against a plain copy, pyfuse3 with default
+  settings, squashfuse, casync and rclone
 - ``sharing``: how much of the bytes in equal tensors is stored once
 - ``small_files``: 100,000 small files created, listed and removed, against the native file system
 - ``chunk_constants``: what other sizes of chunks would find and cost; why they are as they are
 - ``index``: how soon a daemon is ready over 1,000,000 chunks, and what it takes in memory
-- ``chunk_constants``: what each choice of the cut rules' constants would find and cost (a second, no daemon)
 
-Beneath them: ``harness`` (arguments, a daemon, results), ``data`` (the files that are made),
-``plain_pyfuse3`` (the peer of ``read``).
+Beneath them: ``harness`` (arguments, a daemon, results), ``process`` (CPU and memory of a server), ``data``
+(the files that are made), ``plain_pyfuse3`` (a peer of ``read``). From the results ``page`` makes
+docs/performance.md, with ``tables`` and ``picture``.
 """

@@ -37,13 +37,16 @@ class Tensor:
             left -= min(left, len(block))
 
 
-def write_safetensors(path: str, tensors: Sequence[Tensor], note: str = "") -> None:
-    """Write a safetensors file; ``note`` makes its header longer, as the metadata of a fine-tune does."""
+def write_safetensors(path: str, tensors: Sequence[Tensor], note: str = "", dtype: str = "BF16") -> None:
+    """Write a safetensors file; ``note`` makes its header longer, as the metadata of a fine-tune does.
+
+    ``dtype``: another type of two bytes. (Of bf16 numpy knows nothing.)
+    """
     header: dict[str, object] = {"__metadata__": {"format": "pt", "note": note}}
     offset = 0
     for tensor in tensors:
         header[tensor.name] = {
-            "dtype": "BF16",
+            "dtype": dtype,
             "shape": list(tensor.shape),
             "data_offsets": [offset, offset + tensor.size_bytes],
         }
@@ -58,17 +61,34 @@ def write_safetensors(path: str, tensors: Sequence[Tensor], note: str = "") -> N
 
 def equal_tensors(count: int, total_bytes: int) -> list[Tensor]:
     """``count`` tensors that together have about ``total_bytes``, of three sizes as in a real model: for
-    each large matrix a middling one and a small vector."""
+    each large matrix a middling one and a small vector. All are aligned, being multiples of 64 bytes."""
     weights = [(16, 4, 0.002)[i % 3] for i in range(count)]
     unit = total_bytes / sum(weights)
     return [
         Tensor(
             f"model.layers.{i // 3}.{('mlp', 'attention', 'norm')[i % 3]}.weight",
-            (max(1, int(unit * w / 2)),),
+            (max(32, int(unit * w / 2) // 32 * 32),),
             i,
         )
         for i, w in enumerate(weights)
     ]
+
+
+def write_torch(path: str, count: int, total_bytes: int) -> None:
+    """Write ``count`` equal tensors as ``torch.save`` does."""
+    import torch
+
+    length = max(32, total_bytes // count // 64 * 32)
+    generator = numpy.random.Generator(numpy.random.SFC64(count))
+    torch.save(
+        {
+            f"layers.{i}.weight": torch.frombuffer(
+                bytearray(generator.bytes(length * 2)), dtype=torch.float16
+            )
+            for i in range(count)
+        },
+        path,
+    )
 
 
 def transformer(layers: int, width: int, vocabulary: int) -> list[Tensor]:

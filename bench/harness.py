@@ -18,6 +18,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from bench import process
+
 RESULTS = Path(__file__).parent / "results"
 BIN = Path(sys.executable).parent
 
@@ -68,9 +70,12 @@ def settle(path: Path) -> None:
 
 
 class Daemon:
-    """A ckptfsd of our own below ``place``, with the command line as its user has it."""
+    """A ckptfsd of our own below ``place``, with the command line as its user has it.
 
-    def __init__(self, place: Path, *, mount: bool = True) -> None:
+    ``settings``: TOML of its configuration file. Its figures are those of all its processes together.
+    """
+
+    def __init__(self, place: Path, *, mount: bool = True, settings: str = "") -> None:
         self.store = place / "store"
         self.mount = place / "mount"
         # Not below place: a socket's path has at most 107 bytes.
@@ -78,6 +83,7 @@ class Daemon:
         self.socket = self._run / "control.sock"
         self._log = place / "daemon.log"
         self._with_mount = mount
+        self._settings = settings
         self._process: subprocess.Popen[bytes] | None = None
         self.ready_seconds = 0.0
         self.mount.mkdir(exist_ok=True)
@@ -86,6 +92,10 @@ class Daemon:
         words = [str(BIN / "ckptfsd"), "--store", self.store, "--mount", self.mount, "--socket", self.socket]
         if not self._with_mount:
             words.append("--no-mount")
+        if self._settings:
+            config = self._run / "ckptfsd.toml"
+            config.write_text(self._settings)
+            words += ["--config", config]
         before = self._log.stat().st_size if self._log.exists() else 0
         start = time.perf_counter()
         with open(self._log, "ab") as log:
@@ -123,24 +133,20 @@ class Daemon:
     def json(self, *words: str | os.PathLike[str]) -> Any:
         return json.loads(self.cli(*words, "--json"))
 
-    def _memory_bytes(self, field: str) -> int:
+    @property
+    def pid(self) -> int:
         assert self._process is not None
-        for line in Path(f"/proc/{self._process.pid}/status").read_text().splitlines():
-            if line.startswith(field + ":"):
-                return int(line.split()[1]) * 1024
-        raise RuntimeError(f"no {field}")
+        return self._process.pid
 
     def peak_resident_bytes(self) -> int:
-        return self._memory_bytes("VmHWM")
+        return process.memory_bytes(self.pid, "VmHWM")
 
     def resident_bytes(self) -> int:
-        return self._memory_bytes("VmRSS")
+        return process.memory_bytes(self.pid, "VmRSS")
 
     def cpu_seconds(self) -> float:
         """User and system time so far."""
-        assert self._process is not None
-        fields = Path(f"/proc/{self._process.pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        return process.cpu_seconds(self.pid)
 
 
 def median(values: Sequence[float]) -> float:
