@@ -9,8 +9,9 @@ from html import escape
 from typing import Any
 
 ACROSS = 4  # panels
-PANEL_WIDTH = 215
+PANEL_WIDTH = 230
 NAMES_WIDTH = 165
+LABEL_WIDTH = 80
 BAR = 16
 GAP = 8
 HEAD = 40
@@ -67,7 +68,7 @@ def _panel(way: str, servers: list[dict[str, Any] | None], left: int, top: int) 
         for server in servers
     ]
     largest = max(1.0, *(ratio for both in passes if both for ratio in both))
-    unit = (PANEL_WIDTH - 45) / largest
+    unit = (PANEL_WIDTH - LABEL_WIDTH) / largest
     bottom = _row(top, len(servers))
     parts = [f'<text x="{left}" y="{top + 28}" font-weight="bold">{escape(way)}</text>']
     for ratio in (0.0, 0.5, 1.0):

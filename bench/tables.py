@@ -14,7 +14,8 @@ def of(result: Result) -> str:
     parts = [_targets(result)]
     if result["benchmark"] == "read":
         parts.append(_servers(result["figures"]))
-        parts.append(_skipped(result["figures"]))
+        parts.append(_just_created(result["figures"]))
+        parts.append(_who(result["figures"]))
     parts.append(_made(result))
     return "\n".join(part for part in parts if part) + "\n"
 
@@ -50,8 +51,17 @@ def _servers(figures: Result) -> str:
     return _table(["", *ways, "server's CPU per GB, sequential, first pass", "times cached"], rows)
 
 
-def _skipped(figures: Result) -> str:
-    return "".join(f"Not measured: {name}, {why}.\n" for name, why in figures["skipped"].items())
+def _just_created(figures: Result) -> str:
+    by_way = figures["hot"]["just_created"]
+    words = ", ".join(f"{way} {each['of_native']:.2f}" for way, each in by_way.items())
+    return f"Past the daemon, of a file just created and a copy just made by `cp`, not read back: {words}.\n"
+
+
+def _who(figures: Result) -> str:
+    peers = ", ".join(figures["versions"].values())
+    return f"Peers: {peers}.\n" + "".join(
+        f"Not measured: {name}, {why}.\n" for name, why in figures["skipped"].items()
+    )
 
 
 def _made(result: Result) -> str:

@@ -1,3 +1,5 @@
+"""The whole comparison, from the data to the result and the page."""
+
 from __future__ import annotations
 
 import json
@@ -9,7 +11,7 @@ from typing import Any
 import bench.read
 from bench import page
 from bench.data import equal_tensors, write_safetensors, write_torch
-from bench.harness import command, median, parser, report, workplace
+from bench.harness import RESULTS, command, median, parser, report, workplace
 from bench.read import servers
 from bench.read.cache import can_be_asked, forget
 from bench.read.compare import compare, times_cached
@@ -79,6 +81,8 @@ def main() -> None:
             with start(files, place) as server:
                 add(figures, name, compare(files, {name: server}, ways, rounds)[name], server, files, size)
     report("read", options.results, options, targets(figures), figures)
+    if Path(options.results) == RESULTS:
+        page.render()
 
 
 def make(place: Path, size_bytes: int) -> Path:

@@ -14,6 +14,9 @@ from bench.read.ways import SAFETENSORS, Way, in_turns, mapped, safetensors, seq
 
 WAYS: dict[str, Way] = {"sequential": sequential, "mmap": mapped, "safetensors": safetensors}
 
+#: After the files were read back, of which the last is counted.
+PASSES = 2
+
 
 def hot(files: Path, server: Server, count: int, idle_seconds: float) -> dict[str, Any]:
     """``count`` pairs of each way, before all is dropped and after. To be called right after a creation."""
@@ -31,11 +34,11 @@ def hot(files: Path, server: Server, count: int, idle_seconds: float) -> dict[st
         for path in pair if number % 2 else reversed(pair):
             warm(path)
         start, before = time.perf_counter(), server.cpu_seconds()
-        for way, speeds in pairs(pair, 1, number).items():
+        for way, speeds in pairs(pair, PASSES - 1, number).items():
             dropped[way] += speeds
         busy += server.cpu_seconds() - before
         taken += time.perf_counter() - start
-        read += len(WAYS) * pair[1].stat().st_size
+        read += len(WAYS) * PASSES * pair[1].stat().st_size
     return {
         "pairs": {way: _figures(speeds) for way, speeds in dropped.items()},
         "just_created": {way: _figures(speeds) for way, speeds in fresh.items()},
@@ -46,8 +49,7 @@ def hot(files: Path, server: Server, count: int, idle_seconds: float) -> dict[st
 
 
 def pairs(paths: Sequence[Path], count: int, first: int = 0) -> dict[str, list[list[float]]]:
-    """For each way the speeds of native and mount, ``count`` times after one that is not counted: the pages
-    were just used in the same way."""
+    """For each way the speeds of native and mount, ``count`` times after one that is not counted."""
     speeds: dict[str, list[list[float]]] = {}
     for words, way in WAYS.items():
         speeds[words] = [in_turns(way, paths, (first + i) % 2) for i in range(count + 1)][1:]
