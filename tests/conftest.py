@@ -1,11 +1,14 @@
-"""What tests of every kind share: a real object store, and a real HTTP server that can misbehave."""
+"""What tests of every kind share: a real object store, a real HTTP server that can misbehave, small disks."""
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+from ckptfs.testing.disks import MakeDisk, loop_disk
 from ckptfs.testing.httpserver import HttpServer
 from ckptfs.testing.radosgw import Bucket, Radosgw
 
@@ -27,3 +30,17 @@ def bucket(radosgw: Radosgw) -> Bucket:
 def http_server() -> Iterator[HttpServer]:
     with HttpServer() as server:
         yield server
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[MakeDisk]:
+    """Makes small file systems and answers where they are mounted (ext4, unless a kind is given). As root."""
+    with contextlib.ExitStack() as disks:
+        made = 0
+
+        def make(size_bytes: int, kind: str = "ext4", *options: str) -> str:
+            nonlocal made
+            made += 1
+            return disks.enter_context(loop_disk(str(tmp_path / f"disk{made}"), size_bytes, kind, *options))
+
+        yield make

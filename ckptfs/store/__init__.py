@@ -7,6 +7,9 @@ begin, commit, publish, ending
            the life of a draft, one module per step
 references, release, settle
            how chunks are given up and bytes given back
+derived, derived_file, derived_room, derived_start
+           derived copies: which there are, how one is made, how they make room, what a start does
+natives    which checkpoints were looked at for derived copies
 quarantine chunks that were found damaged, until their bytes are brought in again
 recover    what opening a store puts right after a crash
 rebuild, salvage
@@ -25,6 +28,7 @@ lock, kernel, failure
 """
 
 from ckptfs.store.blobs import BlobHandle
+from ckptfs.store.derived_file import NewCopy
 from ckptfs.store.draft import Draft
 from ckptfs.store.draft_file import DraftFile
 from ckptfs.store.landing import LandingBlob
@@ -34,11 +38,15 @@ from ckptfs.store.rebuild import DamagedChunk, RebuildReport, rebuild
 from ckptfs.store.records import (
     Checkpoint,
     Chunk,
+    DerivedCopy,
+    DerivedTotals,
     DraftRecord,
     Lease,
+    Natives,
     RecoveryReport,
     RemoveReport,
     Usage,
+    Why,
 )
 from ckptfs.store.store import Store
 
@@ -49,15 +57,20 @@ __all__ = [
     "Checkpoint",
     "Chunk",
     "DamagedChunk",
+    "DerivedCopy",
+    "DerivedTotals",
     "Draft",
     "DraftFile",
     "DraftRecord",
     "LandingBlob",
     "Lease",
+    "Natives",
+    "NewCopy",
     "RebuildReport",
     "RecoveryReport",
     "RemoveReport",
     "Store",
     "Usage",
+    "Why",
     "rebuild",
 ]

@@ -6,12 +6,10 @@ evicts it. Readers get read-only descriptors.
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import os
-import signal
 import threading
 from collections import OrderedDict
+from collections.abc import Callable
 from types import TracebackType
 
 from ckptfs.store import failure, kernel
@@ -27,10 +25,10 @@ DEFAULT_OPEN_BLOBS = 256
 #: cache: of a copy made by cp (64 KiB) a fresh blob reached 0.98 read and 1.02 mapped at odd offsets, 1.02
 #: and 1.11 like this. Very large ones come from memory that was never touched before, which is slow on
 #: virtual machines: 2 GiB in calls of 4 MiB took 3-14 s, in calls of 64-512 KiB 0.5-1.8 s (ext4, Linux 6.18).
-_PIECE_BYTES = 128 << 10
+PIECE_BYTES = 128 << 10
 
 #: Ask for early write-back only where it pays for the system call.
-_WRITEBACK_BYTES = 256 << 10
+WRITEBACK_BYTES = 256 << 10
 
 #: A hole up to the end of a blob is asked for this much further: only then does the last, partial block
 #: go back too.
@@ -66,6 +64,8 @@ class BlobFiles:
 
     def __init__(self, layout: Layout, open_limit: int = DEFAULT_OPEN_BLOBS) -> None:
         self._layout = layout
+        #: Asked when the disk is full, with how much is missing: whether the write is worth another try.
+        self.make_room: Callable[[int], bool] = lambda wanted_bytes: False
         self._open_limit = open_limit
         self._lock = threading.Lock()
         self._open: OrderedDict[tuple[int, bool], BlobHandle] = OrderedDict()
@@ -105,9 +105,13 @@ class BlobFiles:
             done = 0
             length = len(data)
             while done < length:
-                stop = done + _PIECE_BYTES - (offset + done) % _PIECE_BYTES
-                done += os.pwrite(handle.fd, data[done:stop], offset + done)
-            if length >= _WRITEBACK_BYTES:
+                stop = done + PIECE_BYTES - (offset + done) % PIECE_BYTES
+                try:
+                    done += os.pwrite(handle.fd, data[done:stop], offset + done)
+                except OSError as error:
+                    if error.errno not in failure.FULL or not self.make_room(length - done):
+                        raise
+            if length >= WRITEBACK_BYTES:
                 kernel.start_writeback(handle.fd, offset, length)
 
     def read(self, blob: int, offset: int, buffer: memoryview) -> int:
@@ -155,28 +159,13 @@ class BlobFiles:
             return os.fstat(handle.fd).st_blocks * 512
 
     def in_use(self, blob: int) -> bool:
-        """Whether anybody has the blob open or mapped, in this process or through the kernel.
-
-        A write lease is given only for a file that nobody else has open (fcntl(2), "Leases"); it is
-        given back at once. An open in between makes the kernel signal us: SIGURG is ignored unless
-        asked for, SIGIO would end the process.
-        """
+        """Whether anybody has the blob open or mapped, in this process or through the kernel."""
         self.forget(blob)
         with failure.mapped("asking who uses a blob"):
             try:
-                fd = os.open(self._layout.blob(blob), os.O_RDONLY | os.O_CLOEXEC)
+                return kernel.in_use(self._layout.blob(blob))
             except FileNotFoundError:
                 return False
-            try:
-                fcntl.fcntl(fd, fcntl.F_SETSIG, signal.SIGURG)
-                fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_WRLCK)
-                fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)
-            except OSError as error:
-                # EINVAL: a file system without leases, and such cannot be read past the daemon either.
-                return error.errno == errno.EAGAIN
-            finally:
-                os.close(fd)
-        return False
 
     def physical_bytes(self, blob: int) -> int:
         """What a blob takes on the disk; 0 when there is no such file."""

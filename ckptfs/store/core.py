@@ -2,6 +2,7 @@
 
 Locks, in the order in which they may be taken (a holder of a later one never takes an earlier one):
 
+``deriving``    one change of the derived copies at a time
 ``publishing``  one checkpoint at a time gets its name
 ``settling``    blobs are punched and unlinked; a draft that resumes waits until that is over
 ``committing``  one commit at a time syncs bytes and then records them
@@ -28,7 +29,7 @@ from ckptfs.store import rows
 from ckptfs.store.blobs import BlobFiles
 from ckptfs.store.index import Index, Reader, Table, Writer
 from ckptfs.store.layout import Layout
-from ckptfs.store.records import Chunk
+from ckptfs.store.records import Chunk, DerivedTotals
 
 if TYPE_CHECKING:
     from ckptfs.store.draft import Draft
@@ -113,6 +114,7 @@ class Core:
         self.layout = layout
         self.index = index
         self.blobs = blobs
+        self.deriving = threading.Lock()
         self.publishing = threading.Lock()
         self.settling = threading.Lock()
         self.committing = threading.Lock()
@@ -133,6 +135,12 @@ class Core:
         self.born: dict[int, tuple[int, int]] = {}
         #: Blobs that active drafts write to: nothing may be punched there but what the writer says.
         self.writable: set[int] = set()
+        #: The derived copies of each checkpoint that has any.
+        self.derived: dict[int, DerivedTotals] = {}
+        #: When a derived copy was last opened, if that was since the last note on the disk.
+        self.derived_used: dict[tuple[int, int], float] = {}
+        #: Counts what was found damaged: a copy that was begun before is not trusted.
+        self.damage_found = 0
         self._next_blob = 0
         self._last_blob = 0
         self._ranges: list[tuple[int, int]] = []

@@ -9,13 +9,14 @@ from contextlib import contextmanager
 
 from ckptfs.errors import PermissionDenied, StoreDamaged, StoreError, StoreFull
 
-_FULL = (errno.ENOSPC, errno.EDQUOT)
+#: What says that the disk has no room.
+FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def of(error: OSError, doing: str) -> StoreError | PermissionDenied:
     """The error to raise for a failed system call; ``doing`` completes "… failed while …"."""
     reason = os.strerror(error.errno) if error.errno else str(error)
-    if error.errno in _FULL:
+    if error.errno in FULL:
         return StoreFull(
             f"the store's disk is full ({reason}, {doing}): remove checkpoints that nobody needs, "
             "or give the store a larger disk"

@@ -54,6 +54,12 @@ class Table(IntEnum):
     DRAFT_CHUNKS = 9  # ordinal, file key, chunk index -> digest, length
     LEASES = 10  # job NUL ordinal -> LeaseRow
     PENDING = 11  # kind, number or digest -> what a crash must not forget
+    DERIVED = 12  # ordinal, entry -> DerivedRow
+    NATIVES = 13  # ordinal -> NativesRow
+
+
+#: Tables that a store which was made before them lacks: they are made when it is opened.
+_LATER = (Table.DERIVED, Table.NATIVES)
 
 
 def seal(key: bytes, body: bytes) -> bytes:
@@ -158,7 +164,8 @@ class Index:
         try:
             with _foreign(), self._env.begin(write=True) as txn:
                 self._handles = [
-                    self._env.open_db(t.name.lower().encode(), txn=txn, create=create) for t in Table
+                    self._env.open_db(t.name.lower().encode(), txn=txn, create=create or t in _LATER)
+                    for t in Table
                 ]
                 if create:
                     first = rows.pack_counters(rows.Counters(1, 1, 0, 0, 0))

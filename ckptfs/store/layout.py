@@ -9,6 +9,7 @@
     manifests/<64 hex>      an encoded manifest by its digest
     checkpoints/<ordinal>   what a checkpoint is called and which manifest it has
     placements/<ordinal>    where its chunks lie: with the record above, what the index is rebuilt from
+    derived/<8 hex>-<8 hex> a derived copy, by the checkpoint's ordinal and the file's entry index
     spool/<ordinal>/        a source's temporary downloads
     aside/                  what a rebuild found damaged
 
@@ -25,7 +26,7 @@ from ckptfs.store import failure
 FORMAT_VERSION = 1
 FORMAT_TEXT = f"ckptfs-store {FORMAT_VERSION}\n"
 TEMPORARY_PREFIX = ".tmp-"
-FOLDERS = ("index", "blobs", "manifests", "checkpoints", "placements", "spool", "aside")
+FOLDERS = ("index", "blobs", "manifests", "checkpoints", "placements", "derived", "spool", "aside")
 
 #: What may lie in a directory that is about to become a store.
 _HARMLESS = {"lost+found", "lock", TEMPORARY_PREFIX + "FORMAT", *FOLDERS}
@@ -44,6 +45,7 @@ class Layout:
         self.manifests = f"{root}/manifests"
         self.checkpoints = f"{root}/checkpoints"
         self.placements = f"{root}/placements"
+        self.derived_folder = f"{root}/derived"
         self.spools = f"{root}/spool"
         self.aside = f"{root}/aside"
 
@@ -61,6 +63,9 @@ class Layout:
 
     def placement(self, ordinal: int) -> str:
         return f"{self.placements}/{ordinal}"
+
+    def derived(self, ordinal: int, entry: int) -> str:
+        return f"{self.derived_folder}/{ordinal:08x}-{entry:08x}"
 
     def spool(self, ordinal: int) -> str:
         return f"{self.spools}/{ordinal}"

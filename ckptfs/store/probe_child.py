@@ -23,6 +23,7 @@ except ImportError as error:
 SAMPLES = 1000
 SMALL = (b"meta", b"checkpoints", b"names", b"drafts", b"leases", b"pending")
 SAMPLED = (b"owners", b"chunks", b"blob_chunks", b"blobs", b"draft_files", b"draft_chunks")
+LATER = (b"derived", b"natives")  # an index that was made before them lacks them
 COUNTERS = struct.Struct(">QQQQQ")  # as in rows.py
 CHUNKS_FIELD = 2
 
@@ -44,7 +45,7 @@ def check(folder: str) -> None:
     if size == 0:
         raise Damaged("data.mdb is empty")
     environment = lmdb.open(
-        folder, readonly=True, lock=False, create=False, readahead=False, max_dbs=len(SMALL + SAMPLED)
+        folder, readonly=True, lock=False, create=False, readahead=False, max_dbs=len(SMALL + SAMPLED + LATER)
     )
     info = environment.info()
     page = environment.stat()["psize"]
@@ -67,7 +68,10 @@ def check(folder: str) -> None:
             raise Damaged(f"it holds {present} chunks and says {counted}")
         if txn.stat(tables[b"names"])["entries"] != txn.stat(tables[b"checkpoints"])["entries"]:
             raise Damaged("its names and its checkpoints are not as many")
-        for name in SAMPLED:
+        for name in LATER:
+            if name in names:
+                tables[name] = environment.open_db(name, txn=txn, create=False)
+        for name in (*SAMPLED, *(set(LATER) & names)):
             sample(name, txn, tables[name])
     environment.close()
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from ckptfs.errors import StoreDamaged
-from ckptfs.store import core, references
+from ckptfs.store import core, derived, references
 from ckptfs.store.core import Core
 from ckptfs.store.index import Table
 from ckptfs.store.records import Chunk
@@ -23,16 +23,25 @@ def load(store: Core) -> None:
 
 
 def add(store: Core, digests: Iterable[bytes]) -> int:
-    """Note chunks as damaged; how many are in the store and were not noted yet."""
+    """Note chunks as damaged; how many are in the store and were not noted yet.
+
+    Derived copies that share blocks with them are dropped: what is written in place of the damaged bytes
+    would not reach those.
+    """
+    noted: set[bytes] = set()
+    blobs: set[int] = set()
     with store.transaction() as writer:
-        noted = set()
         for digest in digests:
             chunk = core.chunk(writer, digest)
             if chunk is not None and chunk.blob and digest not in store.quarantined:
                 writer.put(Table.PENDING, core.DAMAGED + digest, b"")
                 noted.add(digest)
+                blobs.add(chunk.blob)
     with store.state:
         store.quarantined |= noted
+        store.damage_found += len(noted)
+    if blobs:
+        derived.drop_sharing(store, blobs)
     return len(noted)
 
 

@@ -17,7 +17,7 @@ import time
 from dataclasses import dataclass, field, replace
 
 from ckptfs.errors import StoreError
-from ckptfs.store import core, failure, layout, placement, rows, salvage
+from ckptfs.store import core, derived_start, failure, layout, placement, rows, salvage
 from ckptfs.store.blobs import BlobFiles
 from ckptfs.store.index import DEFAULT_MAP_SIZE_BYTES, Index, Table, Writer
 from ckptfs.store.layout import FORMAT_VERSION, TEMPORARY_PREFIX, Layout
@@ -81,6 +81,7 @@ def _rebuild(place: Layout, progress: Progress | None, map_size_bytes: int) -> R
     report = RebuildReport()
     blobs = BlobFiles(place)
     try:
+        derived_start.remove_all(place)
         found = salvage.find(place)
         chunks = salvage.verify(found, blobs, progress)
         fresh = f"{place.root}/{TEMPORARY_PREFIX}index"

@@ -4,6 +4,7 @@ since the epoch."""
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from enum import IntEnum
 from typing import NamedTuple
 
 
@@ -81,6 +82,45 @@ class Usage:
     stored_bytes: int
     unique_bytes: int
     shared_bytes: int
+
+
+class Why(IntEnum):
+    """Why a derived copy was made: it says what a limit holds for."""
+
+    FREE = 0  # it takes nearly nothing beside what it shares
+    LIMITED = 1  # by itself, within the limit for that
+    ASKED = 2  # somebody asked for it
+
+
+class DerivedTotals(NamedTuple):
+    """Derived copies, all or those of one checkpoint. ``physical_bytes``: what they take of the disk beside
+    what they share; ``limited_bytes``: of it, in copies that were made by themselves within the limit."""
+
+    copies: int = 0
+    physical_bytes: int = 0
+    limited_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class DerivedCopy:
+    """One file of a checkpoint as a file of its own. ``last_used``: when it was made or last opened."""
+
+    ordinal: int
+    entry: int
+    size_bytes: int
+    physical_bytes: int
+    why: Why
+    last_used: float
+
+
+@dataclass(frozen=True, slots=True)
+class Natives:
+    """Of a checkpoint that was looked at: files that need no derived copy because they are whole, or too
+    small to be worth one; ``wanted``: others may be given one without being asked for."""
+
+    whole: int
+    small: int
+    wanted: bool
 
 
 @dataclass(slots=True)

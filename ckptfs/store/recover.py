@@ -7,7 +7,7 @@ import shutil
 
 import msgspec
 
-from ckptfs.store import core, ending, failure, layout, listing, placement, release, rows
+from ckptfs.store import core, derived_start, ending, failure, layout, listing, placement, release, rows
 from ckptfs.store.core import Core
 from ckptfs.store.index import Table, Writer
 from ckptfs.store.records import RecoveryReport
@@ -23,6 +23,7 @@ def recover(store: Core) -> RecoveryReport:
         _rewrite_records(store)
         settle(store)
         _sweep_files(store, report)
+        derived_start.sweep(store, report)
     return report
 
 

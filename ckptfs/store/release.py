@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from ckptfs.errors import NotFound, StoreFull
 from ckptfs.model import manifest as model
-from ckptfs.store import core, layout, manifests, references, rows
+from ckptfs.store import core, derived, layout, manifests, references, rows
 from ckptfs.store.core import Core
 from ckptfs.store.index import Reader, Table, Writer
 from ckptfs.store.records import RemoveReport
@@ -37,7 +37,9 @@ def remove(store: Core, ordinal: int) -> RemoveReport:
             writer.put(Table.BLOBS, blob, rows.pack_blob(shaped._replace(owners=shaped.owners - 1)))
             writer.put(Table.PENDING, core.PUNCH + blob, b"")
             writer.delete(Table.OWNERS, owner_key)
+        copies = derived.forget_checkpoint(writer, ordinal)
         note(writer, ordinal, manifest=digest)
+    derived.gone_with_checkpoint(store, copies)
     report = finish(store, ordinal)
     settle(store)
     return report

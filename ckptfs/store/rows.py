@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from ckptfs.store.records import Checkpoint, Chunk
+from ckptfs.store.records import Checkpoint, Chunk, Why
 
 _CHUNK = struct.Struct(">IQQQI")  # length, blob, offset, fingerprint, refs
 _PLACE = struct.Struct(">32sI")  # digest, length
@@ -100,6 +100,25 @@ class LeaseRow(msgspec.Struct, array_like=True, frozen=True):
     pid_start: int | None
 
 
+class DerivedRow(msgspec.Struct, array_like=True, frozen=True):
+    """A derived copy. ``blobs``: those whose disk blocks it shares."""
+
+    size_bytes: int
+    physical_bytes: int  # what it takes of the disk beside what it shares
+    why: Why
+    created: float
+    blobs: list[int]
+
+
+class NativesRow(msgspec.Struct, array_like=True, frozen=True):
+    """A checkpoint that was looked at: how many of its files need no derived copy, and whether the others
+    may be given one without being asked for."""
+
+    whole: int
+    small: int
+    wanted: bool
+
+
 class ReleaseRow(msgspec.Struct, array_like=True, frozen=True):
     """How far the release of a holder's chunks has come: those up to ``done`` have been given up."""
 
@@ -113,12 +132,16 @@ _checkpoint = msgspec.msgpack.Decoder(CheckpointRow)
 _draft = msgspec.msgpack.Decoder(DraftRow)
 _draft_file = msgspec.msgpack.Decoder(DraftFileRow)
 _lease = msgspec.msgpack.Decoder(LeaseRow)
+_derived = msgspec.msgpack.Decoder(DerivedRow)
+_natives = msgspec.msgpack.Decoder(NativesRow)
 _release = msgspec.msgpack.Decoder(ReleaseRow)
 
 decode_checkpoint = _checkpoint.decode
 decode_draft = _draft.decode
 decode_draft_file = _draft_file.decode
 decode_lease = _lease.decode
+decode_derived = _derived.decode
+decode_natives = _natives.decode
 decode_release = _release.decode
 
 # --- Keys -----------------------------------------------------------------------------------------
@@ -127,6 +150,7 @@ ordinal_key = _U32.pack
 blob_key = _U64.pack
 place_key = _BLOB_OFFSET.pack
 owner_key = _ORDINAL_ENTRY.pack
+derived_key = _ORDINAL_ENTRY.pack
 draft_chunk_key = _DRAFT_CHUNK_KEY.pack
 
 
@@ -149,6 +173,12 @@ def number(key: bytes) -> int:
 
 def owner_entry(key: bytes) -> int:
     return number(key[4:])
+
+
+def split_derived_key(key: bytes) -> tuple[int, int]:
+    """``(ordinal, entry)``"""
+    ordinal, entry = _ORDINAL_ENTRY.unpack(key)
+    return ordinal, entry
 
 
 def draft_chunk_index(key: bytes) -> int:

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
 from ckptfs.errors import NameTaken, NotFound, StoreDamaged, StoreError
 from ckptfs.store import (
     begin,
     core,
+    derived,
+    derived_file,
+    derived_room,
     ending,
     failure,
     layout,
     listing,
     manifests,
+    natives,
     placement,
     probe,
     quarantine,
@@ -25,6 +29,7 @@ from ckptfs.store import (
 )
 from ckptfs.store.blobs import DEFAULT_OPEN_BLOBS, BlobFiles, BlobHandle
 from ckptfs.store.core import Core
+from ckptfs.store.derived_file import NewCopy
 from ckptfs.store.draft import Draft
 from ckptfs.store.index import DEFAULT_MAP_SIZE_BYTES, REMEDY, Index, Table
 from ckptfs.store.layout import FORMAT_VERSION, Layout
@@ -32,11 +37,15 @@ from ckptfs.store.lock import StoreLock
 from ckptfs.store.records import (
     Checkpoint,
     Chunk,
+    DerivedCopy,
+    DerivedTotals,
     DraftRecord,
     Lease,
+    Natives,
     RecoveryReport,
     RemoveReport,
     Usage,
+    Why,
 )
 
 
@@ -99,6 +108,8 @@ class Store:
                 f"{place.root} has store format {version} and this ckptfs reads {FORMAT_VERSION}: "
                 "use the version of ckptfs that made it"
             )
+        with failure.mapped(f"opening {place.root}"):  # one that was made before there were derived copies
+            os.makedirs(place.derived_folder, mode=0o700, exist_ok=True)
         probe.check(place.index, place.root)
         index = Index(place.index, map_size_bytes=map_size_bytes, create=False)
         blobs = BlobFiles(place, open_blobs)
@@ -106,6 +117,7 @@ class Store:
             store = Core(place, index, blobs)
             quarantine.load(store)
             recovery = recover.recover(store)
+            blobs.make_room = lambda wanted_bytes: derived_room.make_room(store, wanted_bytes) > 0
         except BaseException:
             blobs.close()
             index.close()
@@ -116,6 +128,7 @@ class Store:
         """Keep what is under way for a resume, and let go of the directory."""
         for draft in list(self._core.active.values()):
             draft.release()
+        derived_room.note_use(self._core)
         self._core.blobs.close()
         self._core.index.close()
         self._lock.release()
@@ -224,17 +237,84 @@ class Store:
             return reader.counters().stored_bytes
 
     def physical_bytes(self) -> int:
-        """What the recorded blobs took on the disk when each was last written or punched."""
+        """What the recorded blobs took on the disk when each was last written or punched, and what derived
+        copies take beside them."""
         with self._core.index.read() as reader:
-            return reader.counters().physical_bytes
+            return reader.counters().physical_bytes + derived.totals(self._core).physical_bytes
 
     def disk_free_bytes(self) -> int:
-        status = os.statvfs(self.path)
-        return status.f_bavail * status.f_frsize
+        return derived_room.free_bytes(self._core)
 
     def disk_total_bytes(self) -> int:
         status = os.statvfs(self.path)
         return status.f_blocks * status.f_frsize
+
+    # --- Derived copies --------------------------------------------------------------------------------
+
+    def block_bytes(self) -> int:
+        """The unit in which the file system gives out space and shares it."""
+        return derived_file.block_bytes(self._core)
+
+    def can_share_blocks(self) -> bool:
+        """Whether the file system lets two files share blocks (reflinks)."""
+        return derived_file.can_share(self._core)
+
+    def blob_size(self, blob: int) -> int:
+        with self.blob(blob) as handle:
+            return os.fstat(handle.fd).st_size
+
+    def new_copy(self, ordinal: int, entry: int, size_bytes: int, why: Why) -> NewCopy:
+        """Begin a derived copy of a file. No two of one file at a time; record or abandon it."""
+        return NewCopy(self._core, ordinal, entry, size_bytes, why)
+
+    def record_copies(self, copies: Sequence[NewCopy]) -> list[NewCopy]:
+        """Make copies last and known; those that were. See :func:`ckptfs.store.derived.record`."""
+        return derived.record(self._core, copies)
+
+    def copy_size(self, ordinal: int, entry: int) -> int | None:
+        """The size of a file's derived copy in bytes; None when it has none."""
+        return derived.size_of(self._core, ordinal, entry)
+
+    def open_copy(self, ordinal: int, entry: int, *, use: bool = True) -> int:
+        """A descriptor of a derived copy, which the caller closes. ``use``: it counts as used now. OSError
+        when it has gone."""
+        return derived.open_copy(self._core, ordinal, entry, use=use)
+
+    def copied_entries(self, ordinal: int) -> set[int]:
+        """The entry indices of a checkpoint's files that have a derived copy."""
+        return derived.entries_of(self._core, ordinal)
+
+    def copies(self) -> list[DerivedCopy]:
+        """Every derived copy, the one that was not used for the longest time first."""
+        return derived_room.by_last_use(self._core)
+
+    def copy_totals(self, ordinal: int | None = None) -> DerivedTotals:
+        """Derived copies of one checkpoint, or of all. From memory."""
+        return derived.totals(self._core, ordinal)
+
+    def drop_copies(self, keys: Iterable[tuple[int, int]]) -> DerivedTotals:
+        """Give derived copies back, by ordinal and entry, whoever has them open; what went."""
+        return derived.drop(self._core, keys)
+
+    def make_room(self, wanted_bytes: int, *, may_go: Callable[[DerivedCopy], bool] | None = None) -> int:
+        """Drop derived copies that nobody has open, the longest unused first, until so many bytes have
+        come back; how many have."""
+        return derived_room.make_room(self._core, wanted_bytes, may_go=may_go)
+
+    def note_use(self) -> None:
+        """Write down when derived copies were last opened."""
+        derived_room.note_use(self._core)
+
+    def natives(self) -> dict[int, Natives]:
+        """Ordinal -> what was found there, of every checkpoint that was looked at for derived copies."""
+        return natives.listed(self._core)
+
+    def look_again(self, ordinals: set[int]) -> None:
+        """Take checkpoints for not looked at."""
+        natives.look_again(self._core, ordinals)
+
+    def put_natives(self, ordinal: int, said: Natives) -> None:
+        natives.put(self._core, ordinal, said)
 
     # --- Drafts ---------------------------------------------------------------------------------------
 

@@ -34,6 +34,7 @@ def audit(store: Store) -> list[str]:
             if key[:1] not in (core.BORN, core.DAMAGED):
                 wrong.append(f"the pending table still has {key!r}")
         _files(place, reader, wrong)
+        _derived(store, reader, wrong)
     return wrong
 
 
@@ -177,6 +178,38 @@ def _counters(reader: Reader, wrong: list[str]) -> None:
     )
     if total != expected:
         wrong.append(f"the counters say {total} where {expected} is right")
+
+
+def _derived(store: Store, reader: Reader, wrong: list[str]) -> None:
+    """Every derived copy has its row, and its file's bytes; the totals are theirs."""
+    place = store._core.layout
+    copies = {
+        rows.split_derived_key(key): rows.decode_derived(body) for key, body in reader.scan(Table.DERIVED)
+    }
+    names = {os.path.basename(place.derived(*key)) for key in copies}
+    there = set(os.listdir(place.derived_folder))
+    if there != names:
+        wrong.append(f"the derived copies {sorted(there ^ names)} have a file or a row only")
+    for (ordinal, entry), row in copies.items():
+        checkpoint = store.by_ordinal(ordinal)
+        if checkpoint is None:
+            wrong.append(f"a derived copy is of checkpoint {ordinal}, which is not there")
+            continue
+        file = model.decode(store.manifest(checkpoint.digest)).entries[entry]
+        assert isinstance(file, model.File)
+        with open(place.derived(ordinal, entry), "rb") as opened:
+            content = opened.read()
+        if len(content) != row.size_bytes or any(
+            digest_of(content[offset : offset + length]) != digest for offset, length, digest in file.recipe()
+        ):
+            wrong.append(f"the derived copy of {file.path!r} of {checkpoint.name!r} has other bytes")
+    for ordinal in {ordinal for ordinal, _ in copies} | set(store._core.derived):
+        mine = [row for (of, _), row in copies.items() if of == ordinal]
+        if store.copy_totals(ordinal)[:2] != (len(mine), sum(row.physical_bytes for row in mine)):
+            wrong.append(f"the totals of the derived copies of checkpoint {ordinal} are wrong")
+    for key, _ in reader.scan(Table.NATIVES):
+        if store.by_ordinal(rows.number(key)) is None:
+            wrong.append(f"checkpoint {rows.number(key)} was looked at for derived copies and is not there")
 
 
 def _files(place: Layout, reader: Reader, wrong: list[str]) -> None:

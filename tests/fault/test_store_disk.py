@@ -10,7 +10,6 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -24,34 +23,13 @@ from ckptfs.errors import StoreFull
 from ckptfs.store import Store
 from ckptfs.testing.audit import audit
 from ckptfs.testing.bulk import fill as fill_index
+from ckptfs.testing.disks import MakeDisk
 from ckptfs.testing.writing import Writing, read_back, write
 
 MB = 1_000_000
 CHILD = str(Path(store_child.__file__))
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="mounting a loop file system needs root")
-
-MakeDisk = Callable[..., str]
-
-
-@pytest.fixture
-def disk(tmp_path: Path) -> Iterator[MakeDisk]:
-    """Makes a small ext4 file system and answers where it is mounted."""
-    mounted: list[str] = []
-
-    def make(size_bytes: int, *options: str) -> str:
-        image, at = tmp_path / "disk.img", tmp_path / "disk"
-        at.mkdir()
-        with open(image, "wb") as file:
-            file.truncate(size_bytes)
-        subprocess.run(["mkfs.ext4", "-q", "-m", "0", *options, str(image)], check=True)
-        subprocess.run(["mount", "-o", "loop", str(image), str(at)], check=True)
-        mounted.append(str(at))
-        return str(at)
-
-    yield make
-    for at in mounted:
-        subprocess.run(["umount", "--lazy", at], check=True)  # a test that failed holds files open
 
 
 def noise(seed: int, length: int) -> bytes:
@@ -168,7 +146,7 @@ def test_many_small_files_fill_the_disk(disk: MakeDisk) -> None:
 
 
 def test_a_disk_without_inodes(disk: MakeDisk) -> None:
-    store = Store.open(disk(100 * MB, "-N", "400"))
+    store = Store.open(disk(100 * MB, "ext4", "-N", "400"))
     contents = {b"f%03d" % n: noise(n, 70_000) for n in range(400)}
     writing = Writing(store, "many", contents)
     with pytest.raises(StoreFull):

@@ -124,7 +124,7 @@ def test_the_index_is_as_the_page_says(path: str) -> None:
     environment.close()
     assert set(tables) == {
         *("meta", "checkpoints", "names", "owners", "chunks", "blob_chunks", "blobs"),
-        *("drafts", "draft_files", "draft_chunks", "leases", "pending"),
+        *("drafts", "draft_files", "draft_chunks", "leases", "pending", "derived", "natives"),
     }
     next_ordinal, next_blob, chunks, stored, physical = struct.unpack(">5Q", tables["meta"][b"counters"])
     rows = {digest: struct.unpack(">IQQQI", body) for digest, body in tables["chunks"].items()}
