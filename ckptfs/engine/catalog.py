@@ -7,12 +7,13 @@ reason). One reference finds any of the three.
 from __future__ import annotations
 
 import builtins
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from ckptfs.engine.creation import Creation
 from ckptfs.engine.creations import Creations
-from ckptfs.engine.reader import extents_of
+from ckptfs.engine.forms import Form, forms_of
 from ckptfs.errors import CheckpointError, NotFound
 from ckptfs.model import manifest as manifests
 from ckptfs.model.digest import text_id
@@ -137,16 +138,18 @@ class Catalog:
         info.stored_bytes = usage.stored_bytes
         info.unique_bytes = usage.unique_bytes
         info.shared_bytes = usage.shared_bytes
-        info.whole_files = sum(self._whole(checkpoint))
+        forms = Counter(form for _, _, form in self._forms(checkpoint, self.manifest(checkpoint)))
+        info.whole_files = forms[Form.WHOLE]
+        info.native_files = sum(count for form, count in forms.items() if form.native)
+        info.served_files = {str(form): count for form, count in forms.items() if not form.native}
+        copies = self._store.copy_totals(checkpoint.ordinal)
+        info.derived_files = copies.copies
+        info.derived_bytes = copies.physical_bytes
 
-    def _whole(self, checkpoint: Checkpoint) -> builtins.list[bool]:
-        own = self._store.own_blobs(checkpoint.ordinal)
-        return [
-            file.size_bytes > 0
-            and index in own
-            and all(e.blob == own[index] for e in extents_of(self._store, file, own[index]))
-            for index, file in self.manifest(checkpoint).files()
-        ]
+    def _forms(
+        self, checkpoint: Checkpoint, manifest: manifests.Manifest, wanted: set[int] | None = None
+    ) -> Iterator[tuple[int, manifests.File, Form]]:
+        return forms_of(self._store, checkpoint.ordinal, manifest, wanted=wanted)
 
     def manifest(self, checkpoint: Checkpoint) -> manifests.Manifest:
         """Decoding takes a while for many files: call in a thread."""
@@ -159,11 +162,14 @@ class Catalog:
             node = Tree(manifest).find(path)
             if node is None:
                 raise NotFound(f"checkpoint {checkpoint.name!r} has no {show_path(path)}")
-        return [
-            _tree_entry(e)
-            for e in manifest.entries
-            if not path or e.path == path or e.path.startswith(path + b"/")
+        below = [
+            (index, entry)
+            for index, entry in enumerate(manifest.entries)
+            if not path or entry.path == path or entry.path.startswith(path + b"/")
         ]
+        wanted = {index for index, entry in below if isinstance(entry, manifests.File)}
+        forms = {index: form for index, _, form in self._forms(checkpoint, manifest, wanted)}
+        return [_tree_entry(entry, forms.get(index)) for index, entry in below]
 
     def file(self, checkpoint: Checkpoint, path: bytes) -> tuple[int, manifests.File]:
         """The regular file at ``path``, through symbolic links. Call in a thread.
@@ -181,10 +187,18 @@ class Catalog:
         return node - 1, entry
 
 
-def _tree_entry(entry: manifests.Entry) -> TreeEntry:
+def _tree_entry(entry: manifests.Entry, form: Form | None) -> TreeEntry:
     path = decode_path(entry.path)
     if isinstance(entry, manifests.Directory):
         return TreeEntry(path=path, type="d")
     if isinstance(entry, manifests.Link):
         return TreeEntry(path=path, type="l", target=decode_path(entry.target))
-    return TreeEntry(path=path, type="f", size=entry.size_bytes, executable=entry.executable)
+    assert form is not None
+    return TreeEntry(
+        path=path,
+        type="f",
+        size=entry.size_bytes,
+        executable=entry.executable,
+        form=form.value,
+        native=form.native,
+    )

@@ -27,6 +27,9 @@ class EngineConfig:
     # One worker's buffer, and so the longest run of chunks that is read in one call. Two target chunks:
     # ranges of 4-16 MiB are the cheapest to fetch, and fresh memory is the dearest to touch.
     buffer_bytes: int = 8 * MIB
+    # Derived copies that cost space and that nobody asked for are made up to this; 0: none. Those that
+    # take nearly nothing, because the file system shares blocks, are always made.
+    derived_limit_bytes: int = 0
     # A commit waits for the disk; between commits a crash forgets what was put. These bound what it forgets.
     commit_bytes: int = 512 * MIB
     commit_seconds: float = 5.0

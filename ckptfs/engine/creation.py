@@ -25,6 +25,7 @@ from blake3 import blake3
 from ckptfs.engine.config import EngineConfig
 from ckptfs.engine.ingest import Meter
 from ckptfs.engine.reading import Reading, in_thread
+from ckptfs.engine.room import reserve_bytes, room_for
 from ckptfs.errors import Cancelled, CkptfsError, Interrupted, SourceError, SourceNotFound, StoreFull
 from ckptfs.model import manifest
 from ckptfs.model.admission import normalise
@@ -215,7 +216,7 @@ class Creation:
                     await in_thread(limiter, partial(reading.in_order, source))
                 else:
                     listed = await in_thread(limiter, partial(reading.listed, source))
-                    self._check_room(draft, self._meter.bytes_total)
+                    await in_thread(limiter, partial(self._check_room, draft, self._meter.bytes_total))
                     self._enter("reading")
                     await reading.in_any_order(source, listed, limiter)
             self._enter("finishing")
@@ -231,8 +232,10 @@ class Creation:
             if self._phase != "fetching":
                 self._enter("fetching")
             self._spooled = (done, total)
+            room_for(self._store, config, 0)  # only what can go goes: what does not fit is told later
 
-        return open_source(
+        open_it = partial(
+            open_source,
             self.request.source_uri,
             source_type=self.request.source_type,
             options=self.request.source_options,
@@ -250,12 +253,19 @@ class Creation:
             report=fetched,
             cancelled=self._meter.is_over,
         )
+        try:
+            return open_it()
+        except StoreFull:
+            # All of an archive's room is taken at once, before anybody here knows its size.
+            if not self._store.make_room(config.max_checkpoint_bytes):
+                raise
+            return open_it()
 
     def _check_room(self, draft: Draft, total_bytes: int) -> None:
-        free = self._store.disk_free_bytes() - self._reserve_bytes()
         needed = total_bytes - draft.bytes_known
+        free = room_for(self._store, self._config, needed)
         if needed > free:
-            reserve = format_bytes(self._reserve_bytes())
+            reserve = format_bytes(reserve_bytes(self._store, self._config))
             raise StoreFull(
                 f"{self.request.name!r} needs {format_bytes(needed)} and the store has "
                 f"{format_bytes(max(0, free))} free beside its reserve of {reserve}; "
@@ -263,15 +273,12 @@ class Creation:
             )
 
     def _check_reserve(self) -> None:
-        if self._store.disk_free_bytes() < self._reserve_bytes():
+        if room_for(self._store, self._config, 0) < 0:
+            reserve = format_bytes(reserve_bytes(self._store, self._config))
             raise StoreFull(
                 f"{self.request.name!r} does not fit: the store's disk has less than its reserve of "
-                f"{format_bytes(self._reserve_bytes())} free; remove checkpoints that nobody needs"
+                f"{reserve} free; remove checkpoints that nobody needs"
             )
-
-    def _reserve_bytes(self) -> int:
-        """What a creation leaves free; on a small disk at most a twentieth of it."""
-        return min(self._config.reserve_free_bytes, self._store.disk_total_bytes() // 20)
 
     @contextlib.asynccontextmanager
     async def _committing(self, draft: Draft, limiter: trio.CapacityLimiter) -> AsyncIterator[None]:
@@ -290,7 +297,7 @@ class Creation:
                 committed_bytes = self._meter.bytes_done
                 with self._meter.failing_together():
                     await in_thread(limiter, draft.commit)
-                    self._check_reserve()
+                    await in_thread(limiter, self._check_reserve)
                 committed_at = time.monotonic()
 
         async with trio.open_nursery() as nursery:

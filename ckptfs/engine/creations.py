@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import secrets
 import time
+from collections.abc import Callable
 
 import structlog
 import trio
@@ -18,7 +19,7 @@ from ckptfs.errors import CkptfsError, Conflict, NameTaken, NotFound, Specificat
 from ckptfs.model.names import check_checkpoint_name
 from ckptfs.model.records import CreateRequest
 from ckptfs.source.open import check_request
-from ckptfs.store import Store
+from ckptfs.store import Checkpoint, Store
 
 log = structlog.get_logger(__name__)
 
@@ -33,10 +34,16 @@ class Creations:
         self._config = config
         self._running: dict[str, Creation] = {}
         self._slots = trio.CapacityLimiter(config.max_creations)
+        #: Called when a creation is over, with the checkpoint that it made, if it did.
+        self.on_end: Callable[[Checkpoint | None], None] = lambda checkpoint: None
         self.counters = {"creations_started": 0, "creations_failed": 0, "creations_ready": 0}
 
     def active(self) -> list[Creation]:
         return list(self._running.values())
+
+    def is_busy(self) -> bool:
+        """Whether anything is being created, or waits for its turn. From any thread."""
+        return bool(self._running)
 
     def by_name(self, name: str) -> Creation | None:
         return next((c for c in self._running.values() if c.request.name == name), None)
@@ -80,6 +87,7 @@ class Creations:
                 self._slots.release()
             self.counters["creations_ready" if creation.checkpoint else "creations_failed"] += 1
             del self._running[creation.id]
+            self.on_end(creation.checkpoint)
 
     async def stop(self) -> None:
         """Interrupt all creations; what they brought in stays for a resume."""

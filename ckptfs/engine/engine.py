@@ -20,6 +20,7 @@ from typing import Self, TypeVar
 import structlog
 import trio
 
+from ckptfs.engine.assembly import Assembly
 from ckptfs.engine.attach import Leases
 from ckptfs.engine.catalog import Catalog
 from ckptfs.engine.config import EngineConfig
@@ -31,6 +32,7 @@ from ckptfs.engine.view import View
 from ckptfs.errors import CkptfsError, Conflict, InUse, NameTaken, NotFound, PermissionDenied
 from ckptfs.model.names import check_checkpoint_name
 from ckptfs.model.records import (
+    AssembleReport,
     AttachRequest,
     CheckpointInfo,
     CreateRequest,
@@ -67,6 +69,8 @@ class Engine:
         self._reading: Counter[int] = Counter()  # ordinals that something here reads
         self._going: set[int] = set()  # ordinals that are being removed
         self._renaming: set[int] = set()
+        self._assembly = Assembly(store, config, self._hold, self._creations.is_busy)
+        self._creations.on_end = self._assembly.creation_ended
         self._nursery: trio.Nursery | None = None
         self._stack = contextlib.AsyncExitStack()
 
@@ -74,6 +78,7 @@ class Engine:
         self._nursery = await self._stack.enter_async_context(trio.open_nursery())
         self._nursery.start_soon(self._leases.run)
         self._nursery.start_soon(self._sweep)
+        self._nursery.start_soon(self._assembly.run)
         return self
 
     async def __aexit__(self, *exc: object) -> None:
@@ -89,12 +94,13 @@ class Engine:
 
     async def _sweep(self) -> None:
         while True:
-            for work in (self._creations.sweep, self._store.settle):
+            for work in (self._creations.sweep, self._store.settle, self._store.note_use):
                 try:
                     await trio.to_thread.run_sync(work)
                 except CkptfsError as error:  # a full disk: tried again, and who needs it now is told
                     log.error("what failed creations left could not be given back", reason=str(error))
             await trio.sleep(_SWEEP_SECONDS)
+            self._assembly.look()
 
     # --- Creation --------------------------------------------------------------------------------
 
@@ -154,13 +160,31 @@ class Engine:
             result = await verify(self._store, checkpoint, manifest, report)
         if result.damaged:
             log.error("damage found", checkpoint=checkpoint.name, places=len(result.damaged))
+        if result.dropped:
+            log.error("wrong derived copies dropped", checkpoint=checkpoint.name, copies=len(result.dropped))
+            self._assembly.look()  # what costs nothing is made anew
         return result
+
+    # --- Derived copies --------------------------------------------------------------------------
+
+    async def assemble(self, ref: str, report: Callable[[int, int], None]) -> AssembleReport:
+        """Give every file that shares chunks a derived copy, so that the kernel can read it without us."""
+        checkpoint = self._catalog.ready(ref)
+        with self._hold(checkpoint):
+            return await self._assembly.assemble(checkpoint, report)
+
+    async def drop_derived(self, ref: str) -> AssembleReport:
+        """Give the derived copies back. Who reads one goes on to."""
+        checkpoint = self._catalog.ready(ref)
+        with self._hold(checkpoint):
+            return await self._assembly.drop(checkpoint)
 
     async def _look(self, call: Callable[..., T], *arguments: object) -> T:
         return await trio.to_thread.run_sync(call, *arguments, limiter=self._lookers)
 
     def store_status(self) -> StoreStatus:
         checkpoints = self._store.checkpoints()
+        derived = self._store.copy_totals()
         return StoreStatus(
             path=self._store.path,
             checkpoints=len(checkpoints),
@@ -168,6 +192,11 @@ class Engine:
             logical_bytes=sum(c.size_bytes for c in checkpoints),
             stored_bytes=self._store.stored_bytes(),
             physical_bytes=self._store.physical_bytes(),
+            files=sum(c.files for c in checkpoints),
+            native_files=sum(said.whole for said in self._store.natives().values()) + derived.copies,
+            derived_files=derived.copies,
+            derived_bytes=derived.physical_bytes,
+            derived_limit_bytes=self._config.derived_limit_bytes,
             disk_free_bytes=self._store.disk_free_bytes(),
             disk_total_bytes=self._store.disk_total_bytes(),
             format=FORMAT_VERSION,
@@ -177,6 +206,7 @@ class Engine:
         return {
             **self._creations.counters,
             **self.view.counters(),
+            **self._assembly.counters,
             "creations_active": len(self._creations.active()),
         }
 
@@ -232,7 +262,7 @@ class Engine:
     async def _remove_ready(self, checkpoint: Checkpoint, *, force: bool) -> int:
         """Answers how many bytes it gave back."""
         ordinal, name = checkpoint.ordinal, checkpoint.name
-        async with self._leases.changing:
+        async with self._leases.changing, self._assembly.set_aside(ordinal):
             self._check_unused(ordinal, name, force=force)
             self._going.add(ordinal)
             try:
@@ -261,7 +291,7 @@ class Engine:
             )
         if self._reading[ordinal]:
             raise InUse(
-                f"checkpoint {name!r} is being read (cat, verify, show); try again when that is done",
+                f"checkpoint {name!r} is being read (cat, verify, show, assemble); try again after that",
                 jobs=jobs,
             )
         inherited = self.view.inherited_files(ordinal)

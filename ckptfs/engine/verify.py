@@ -1,7 +1,8 @@
 """Read every stored chunk of a checkpoint and compare it with its digest.
 
 Damage is told by checkpoint, path and offset, of every file that shows it: a shared chunk is read
-once and may be in many files.
+once and may be in many files. Derived copies are read too: one that is wrong is dropped, and nothing is
+lost with it (:mod:`ckptfs.engine.verify_copies`).
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import trio
 
 from ckptfs.engine.config import MIB
 from ckptfs.engine.ingest import new_buffer
+from ckptfs.engine.verify_copies import Copies
 from ckptfs.errors import CkptfsError
 from ckptfs.model import manifest as manifests
 from ckptfs.model.chunking import TARGET_CHUNK_BYTES
@@ -33,6 +35,7 @@ async def verify(
     for _, file in manifest.files():
         for offset, length, name in file.recipe():
             places.setdefault(name, []).append((file.path, offset, length))
+    copies = Copies(store, checkpoint.ordinal, manifest)
     names = list(places)
     chunks = await trio.to_thread.run_sync(store.chunks, names)
     problems: dict[bytes, str] = {
@@ -40,7 +43,7 @@ async def verify(
     }
     # In the order of the disk, not of the names.
     present = sorted((c for c in chunks if c is not None), key=lambda c: (c.blob, c.offset))
-    total = sum(c.length for c in present)
+    total = sum(c.length for c in present) + copies.bytes_total
     done = 0
     send, receive = trio.open_memory_channel[list[Chunk]](0)
     limiter = trio.CapacityLimiter(_READERS)
@@ -61,9 +64,17 @@ async def verify(
         async with send:
             for batch in _batches(present):
                 await send.send(batch)
+
+    def more(count_bytes: int) -> None:
+        nonlocal done
+        done += count_bytes
+        trio.from_thread.run_sync(report, done, total)
+
+    await trio.to_thread.run_sync(copies.check, more, limiter=limiter)
     if problems:
         # Creating the checkpoint again then writes these chunks again, for everybody who shares them.
         await trio.to_thread.run_sync(store.quarantine, list(problems))
+    dropped = await trio.to_thread.run_sync(copies.drop_wrong)
     damaged = [
         Damage(
             checkpoint=checkpoint.name,
@@ -79,8 +90,10 @@ async def verify(
         checkpoint=checkpoint.name,
         id=text_id(checkpoint.digest),
         chunks=len(names),
-        bytes=total,
+        bytes=total - copies.bytes_total,
         damaged=sorted(damaged, key=lambda d: (d.path, d.offset)),
+        copies=copies.count,
+        dropped=dropped,
     )
 
 

@@ -243,9 +243,19 @@ class View:
 
     def native(self, inode: int) -> Callable[[], AbstractContextManager[int]] | None:
         """Of an open file: gives a descriptor of the one file that has its bytes, for as long as it is
-        entered; None when the file is not whole."""
+        entered; None when the file is neither whole nor has a derived copy.
+
+        Derived copies come and go: which there are is asked at each open, whatever else is remembered.
+        """
         reader = self._open[inode].reader
-        return partial(_descriptor, self._store, reader) if reader and reader.native_blob else None
+        if reader is None:  # of an earlier process, and not read here yet
+            return None
+        if reader.native_blob:
+            return partial(_descriptor, self._store, reader)
+        ordinal, node = split(inode)
+        if self._store.copy_size(ordinal, node - 1) == reader.size_bytes:
+            return partial(_copy_descriptor, self._store, ordinal, node - 1, reader.size_bytes)
+        return None
 
     def release(self, inode: int) -> None:
         """A handle is closed. One that is not known is not counted."""
@@ -407,3 +417,15 @@ def _descriptor(store: Store, reader: FileReader) -> Iterator[int]:
             # The kernel would answer the end of the file where bytes are missing.
             raise OSError(errno.EIO, f"blob {reader.native_blob:016x} has not the size of the file")
         yield handle.fd
+
+
+@contextlib.contextmanager
+def _copy_descriptor(store: Store, ordinal: int, entry: int, size_bytes: int) -> Iterator[int]:
+    """OSError where the derived copy has just gone, or is not what it was."""
+    fd = store.open_copy(ordinal, entry)
+    try:
+        if os.fstat(fd).st_size != size_bytes:
+            raise OSError(errno.EIO, "the derived copy has not the size of the file")
+        yield fd
+    finally:
+        os.close(fd)

@@ -51,8 +51,15 @@ class CheckpointInfo(msgspec.Struct, kw_only=True, omit_defaults=True):
     shared_bytes: int | None = None  # in chunks that another checkpoint uses too
     stored_bytes: int | None = None  # distinct chunk bytes of this checkpoint, each counted once
     whole_files: int | None = None
+    native_files: int | None = None  # that the kernel reads past the daemon: whole, or with a derived copy
+    served_files: dict[str, int] | None = None  # the others, by why: "shared", "small", "damaged"
+    derived_files: int | None = None  # that have a derived copy
+    derived_bytes: int | None = None  # what those take of the disk beside what they share with blobs
     # Filled by `remove`: what it gave back. Bytes that are still mapped follow when they are not.
     freed_bytes: int | None = None
+
+
+FileForm = Literal["", "whole", "derived", "shared", "small", "damaged"]
 
 
 class TreeEntry(msgspec.Struct, kw_only=True, omit_defaults=True):
@@ -63,6 +70,9 @@ class TreeEntry(msgspec.Struct, kw_only=True, omit_defaults=True):
     size: int = 0
     executable: bool = False
     target: str = ""
+    # Of a file, how it lies in the store: the kernel reads "whole" and "derived" past the daemon.
+    form: FileForm = ""
+    native: bool = False
 
 
 class JobCheckpoint(msgspec.Struct, kw_only=True):
@@ -90,7 +100,12 @@ class StoreStatus(msgspec.Struct, kw_only=True):
     chunks: int
     logical_bytes: int  # the sum of the checkpoints' sizes
     stored_bytes: int  # the sum of the lengths of all stored chunks, each once
-    physical_bytes: int  # what the blobs take on the disk (st_blocks)
+    physical_bytes: int  # what the blobs take on the disk (st_blocks), and derived copies beside them
+    files: int  # of all checkpoints
+    native_files: int  # of these, whole or with a derived copy; new checkpoints count when looked at
+    derived_files: int
+    derived_bytes: int  # what the derived copies take beside what they share with blobs
+    derived_limit_bytes: int  # for copies that are made without being asked for
     disk_free_bytes: int
     disk_total_bytes: int
     format: int
@@ -123,12 +138,37 @@ class Damage(msgspec.Struct, kw_only=True):
     problem: str
 
 
+class DroppedCopy(msgspec.Struct, kw_only=True):
+    """A derived copy that was not what it should be. The file is read from its chunks again."""
+
+    path: str
+    problem: str
+
+
 class VerifyReport(msgspec.Struct, kw_only=True):
     checkpoint: str
     id: str
     chunks: int
     bytes: int
     damaged: list[Damage]
+    copies: int = 0  # derived copies that were read and compared
+    dropped: list[DroppedCopy] = []
+
+
+class AssembleReport(msgspec.Struct, kw_only=True):
+    """What became of a checkpoint's derived copies, and how it is now."""
+
+    checkpoint: str
+    id: str
+    made: int = 0
+    dropped: int = 0
+    freed_bytes: int = 0  # by what was dropped
+    files: int
+    native_files: int
+    served_files: dict[str, int]  # the others, by why: "shared", "small", "damaged"
+    derived_files: int
+    derived_bytes: int  # what the derived copies take of the disk beside what they share with blobs
+    damaged: list[Damage] = []  # found on the way; these files are not native
 
 
 class DoctorCheck(msgspec.Struct, kw_only=True, omit_defaults=True):

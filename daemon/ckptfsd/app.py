@@ -316,6 +316,7 @@ def engine_config(config: Config) -> EngineConfig:
         max_checkpoint_bytes=config.store.max_checkpoint_bytes,
         max_entries=config.source.max_entries,
         reserve_free_bytes=config.store.reserve_free_bytes,
+        derived_limit_bytes=config.store.derived_limit_bytes,
         workers=config.ingest.workers,
         remote_workers=config.ingest.remote_workers,
         buffer_bytes=config.ingest.buffer_bytes,

@@ -45,6 +45,9 @@ class StoreSection(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fie
     max_checkpoint_bytes: Annotated[int, msgspec.Meta(ge=1, le=1 << 62)] = 500 * 10**9
     # Of the store's disk; never filled by a creation. On a small disk a twentieth of it, if that is less.
     reserve_free_bytes: Bytes = 1 * 10**9
+    # For derived copies that are made without being asked for, so that files which share chunks are read
+    # natively too. 0: only those that take no space, because the file system shares blocks.
+    derived_limit_bytes: Bytes = 0
 
 
 class MountSection(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):

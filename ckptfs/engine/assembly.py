@@ -1,0 +1,392 @@
+"""Which files get a derived copy, and when: by themselves after a creation, or because somebody asks.
+
+One thing at a time. In the background each checkpoint is looked at once, after its creation or after a
+start; what takes nearly nothing is made, the rest as far as the limit goes, and only while nothing is being
+created. Whoever asks, or wants to remove a checkpoint, does not wait for the background: it stops within
+a few megabytes, and comes back later.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from contextlib import AbstractContextManager
+from functools import partial
+from typing import TypeVar
+
+import structlog
+import trio
+
+from ckptfs.engine.config import EngineConfig
+from ckptfs.engine.derive import ChunkDamaged, Deriver, Survey, Work
+from ckptfs.engine.forms import Form
+from ckptfs.engine.room import reserve_bytes
+from ckptfs.errors import CkptfsError, NotFound, StoreFull
+from ckptfs.model import manifest as manifests
+from ckptfs.model.digest import text_id
+from ckptfs.model.names import show_path
+from ckptfs.model.records import AssembleReport, Damage
+from ckptfs.model.sizes import format_bytes
+from ckptfs.store import Checkpoint, DerivedCopy, Natives, NewCopy, Store, Why
+
+log = structlog.get_logger(__name__)
+
+# Copies are recorded in batches: one transaction and one sync of the folder for so many, or so much.
+_BATCH_FILES = 64
+_BATCH_BYTES = 256 << 20
+
+T = TypeVar("T")
+Report = Callable[[int, int], None]
+
+
+class _LaterError(Exception):
+    """A creation has begun: what costs space waits."""
+
+
+class Assembly:
+    """``hold`` keeps a checkpoint from being removed; ``creating`` says whether anything is created now."""
+
+    def __init__(
+        self,
+        store: Store,
+        config: EngineConfig,
+        hold: Callable[[Checkpoint], AbstractContextManager[None]],
+        creating: Callable[[], bool],
+    ) -> None:
+        self._store = store
+        self._config = config
+        self._hold = hold
+        self._creating = creating
+        self._deriver: Deriver | None = None
+        self._limiter = trio.CapacityLimiter(1)
+        self._working = trio.Lock()
+        #: Ordinals to look at in the background; True: just created, others may make room for it.
+        self._queue: dict[int, bool] = {}
+        #: As the queue, for when nothing is created any more.
+        self._later: dict[int, bool] = {}
+        self._changed = trio.Event()
+        #: Ordinals that the background keeps away from; None: all of them.
+        self._aside: Counter[int | None] = Counter()
+        self._at: int | None = None
+        self._background = trio.CancelScope()
+        self._left = trio.Event()
+        self.counters = {"derived_made": 0, "derived_dropped": 0}
+
+    # --- The background -------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Make what is to be made without being asked for, until cancelled."""
+        await self._guarded(self._keep_limit)
+        self.look()
+        while True:
+            ordinal = await self._next()
+            fresh = self._queue.pop(ordinal)
+            self._at, self._left = ordinal, trio.Event()
+            try:
+                with trio.CancelScope() as self._background:
+                    async with self._working:
+                        await self._guarded(partial(self._make_by_itself, ordinal, fresh=fresh))
+                if self._background.cancelled_caught:
+                    self._queue.setdefault(ordinal, fresh)
+            finally:
+                self._at = None
+                self._left.set()
+
+    def look(self) -> None:
+        """Have the background look at every checkpoint that it has not looked at, or could do more for."""
+        said = self._store.natives()
+        for checkpoint in self._store.checkpoints():
+            known = said.get(checkpoint.ordinal)
+            if known is None:
+                self._put(checkpoint.ordinal)
+            elif known.wanted and self._config.derived_limit_bytes:
+                copies = self._store.copy_totals(checkpoint.ordinal).copies
+                if known.whole + known.small + copies < checkpoint.files:
+                    self._put(checkpoint.ordinal)
+
+    def creation_ended(self, checkpoint: Checkpoint | None) -> None:
+        """A creation is over, and made a checkpoint or did not: look at that soon, and go on with what had
+        to wait."""
+        if checkpoint is not None:
+            self._put(checkpoint.ordinal, fresh=True)
+        if not self._creating():
+            for ordinal in list(self._later):
+                self._put(ordinal, fresh=self._later.pop(ordinal))
+
+    def _put(self, ordinal: int, *, fresh: bool = False) -> None:
+        self._queue[ordinal] = fresh or self._queue.get(ordinal, False)
+        self._wake()
+
+    def _wake(self) -> None:
+        self._changed.set()
+        self._changed = trio.Event()
+
+    async def _next(self) -> int:
+        while True:
+            if not self._aside[None]:
+                for ordinal in self._queue:
+                    if not self._aside[ordinal]:
+                        return ordinal
+            await self._changed.wait()
+
+    async def _guarded(self, work: Callable[[], Awaitable[None]]) -> None:
+        """Nobody waits for the background's errors: they are logged, and the rest goes on."""
+        try:
+            await work()
+        except NotFound:  # it was removed
+            return
+        except StoreFull as error:
+            log.info("no room for derived copies", reason=str(error))
+        except CkptfsError as error:
+            log.error("derived copies could not be made", reason=str(error))
+        except Exception as error:  # a defect must not end what goes on without derived copies
+            log.error("derived copies could not be made", exc_info=error)
+
+    async def _make_by_itself(self, ordinal: int, *, fresh: bool) -> None:
+        checkpoint = self._store.by_ordinal(ordinal)
+        if checkpoint is None:
+            return
+        with self._hold(checkpoint):
+            survey = await self._survey(checkpoint)
+            before = self._store.natives().get(ordinal)
+            wanted = before is None or before.wanted
+            await self._thread(self._say, ordinal, survey, wanted)
+            if not wanted:
+                return
+            free = [work for work in survey.shared if work.nearly_free]
+            await self._make(checkpoint, self._that_fit(free), asked=False)
+            if self._config.derived_limit_bytes and survey.shared:
+                try:
+                    if self._creating():
+                        raise _LaterError
+                    works = await self._thread(self._within_limit, ordinal, survey.shared, fresh)
+                    await self._make(checkpoint, works, asked=False, pause=self._creating)
+                except _LaterError:
+                    self._later[ordinal] = fresh
+
+    def _that_fit(self, works: Iterable[Work], limit_bytes: int = 1 << 62) -> list[Work]:
+        room = min(limit_bytes, self._store.disk_free_bytes() - reserve_bytes(self._store, self._config))
+        chosen = []
+        for work in works:
+            if work.cost_bytes <= room:
+                room -= work.cost_bytes
+                chosen.append(work)
+        return chosen
+
+    def _within_limit(self, ordinal: int, shared: list[Work], fresh: bool) -> list[Work]:
+        """Which files may have a copy that costs space. For a new checkpoint, those that were not used for
+        the longest time make room."""
+        works = [work for work in shared if not work.nearly_free]
+        limit = self._config.derived_limit_bytes
+        left = limit - self._store.copy_totals().limited_bytes
+        needed = min(limit, sum(work.cost_bytes for work in works))
+        if fresh and needed > left:
+
+            def may_go(copy: DerivedCopy) -> bool:
+                return copy.why is Why.LIMITED and copy.ordinal != ordinal
+
+            self._store.make_room(needed - left, may_go=may_go)
+            left = limit - self._store.copy_totals().limited_bytes
+        return self._that_fit(works, left)
+
+    async def _keep_limit(self) -> None:
+        """Drop what is above the limit, which may have been lowered; what is open goes last."""
+        await self._thread(self._drop_above_limit)
+
+    def _drop_above_limit(self) -> None:
+        def above() -> int:
+            return self._store.copy_totals().limited_bytes - self._config.derived_limit_bytes
+
+        if above() <= 0:
+            return
+        before = self._store.copy_totals()
+        self._store.make_room(above(), may_go=lambda copy: copy.why is Why.LIMITED)
+        for copy in self._store.copies():
+            if above() <= 0:
+                break
+            if copy.why is Why.LIMITED:
+                self._store.drop_copies([(copy.ordinal, copy.entry)])
+        dropped = before.copies - self._store.copy_totals().copies
+        self.counters["derived_dropped"] += dropped
+        log.info("derived copies above the limit dropped", copies=dropped)
+
+    # --- Who asks -------------------------------------------------------------------------------------
+
+    @contextlib.asynccontextmanager
+    async def set_aside(self, ordinal: int | None = None) -> AsyncIterator[None]:
+        """Keep the background away from a checkpoint, or from everything, while the body runs. When the
+        body begins it has let go."""
+        self._aside[ordinal] += 1
+        try:
+            if self._at is not None and ordinal in (None, self._at):
+                self._background.cancel()
+                await self._left.wait()
+            yield
+        finally:
+            self._aside[ordinal] -= 1
+            self._wake()
+
+    async def assemble(self, checkpoint: Checkpoint, report: Report) -> AssembleReport:
+        """Give every file that shares chunks a derived copy. ``report(bytes_done, bytes_total)`` is called
+        from a thread.
+
+        Raises :class:`StoreFull` when there is no room for all of them beside the reserve.
+        """
+        async with self.set_aside(), self._working:
+            survey = await self._survey(checkpoint)
+            await self._thread(self._check_room, checkpoint, survey.shared)
+            made, damaged = await self._make(checkpoint, survey.shared, asked=True, report=report)
+            survey = await self._survey(checkpoint)
+            await self._thread(self._say, checkpoint.ordinal, survey, True)
+        log.info("assembled", checkpoint=checkpoint.name, made=made, damaged=len(damaged))
+        return self._report(checkpoint, survey, made=made, damaged=damaged)
+
+    async def drop(self, checkpoint: Checkpoint) -> AssembleReport:
+        """Give a checkpoint's derived copies back; none is made again before somebody asks."""
+        async with self.set_aside(), self._working:
+            entries = await self._thread(self._store.copied_entries, checkpoint.ordinal)
+            gone = await self._thread(
+                self._store.drop_copies, [(checkpoint.ordinal, entry) for entry in entries]
+            )
+            survey = await self._survey(checkpoint)
+            await self._thread(self._say, checkpoint.ordinal, survey, False)
+        self.counters["derived_dropped"] += gone.copies
+        freed = gone.physical_bytes
+        log.info("derived copies dropped", checkpoint=checkpoint.name, copies=gone.copies, bytes=freed)
+        return self._report(checkpoint, survey, dropped=gone.copies, freed_bytes=freed)
+
+    def _check_room(self, checkpoint: Checkpoint, works: list[Work]) -> None:
+        """Copies of other checkpoints make room for what somebody asks for."""
+        needed = sum(work.cost_bytes for work in works)
+        reserve = reserve_bytes(self._store, self._config)
+        free = self._store.disk_free_bytes() - reserve
+        if needed > free:
+            free += self._store.make_room(needed - free, may_go=lambda c: c.ordinal != checkpoint.ordinal)
+        if needed > free:
+            raise StoreFull(
+                f"the derived copies of {checkpoint.name!r} need {format_bytes(needed)} and the store has "
+                f"{format_bytes(max(0, free))} free beside its reserve of {format_bytes(reserve)}; "
+                "remove checkpoints that nobody needs, or give the store a larger disk"
+            )
+
+    def _report(
+        self,
+        checkpoint: Checkpoint,
+        survey: Survey,
+        *,
+        made: int = 0,
+        dropped: int = 0,
+        freed_bytes: int = 0,
+        damaged: list[Damage] | None = None,
+    ) -> AssembleReport:
+        totals = self._store.copy_totals(checkpoint.ordinal)
+        return AssembleReport(
+            checkpoint=checkpoint.name,
+            id=text_id(checkpoint.digest),
+            made=made,
+            dropped=dropped,
+            freed_bytes=freed_bytes,
+            files=survey.forms.total(),
+            native_files=sum(count for form, count in survey.forms.items() if form.native),
+            served_files={str(form): n for form, n in survey.forms.items() if not form.native},
+            derived_files=totals.copies,
+            derived_bytes=totals.physical_bytes,
+            damaged=damaged or [],
+        )
+
+    # --- The work -------------------------------------------------------------------------------------
+
+    async def _survey(self, checkpoint: Checkpoint) -> Survey:
+        return await self._thread(self._survey_blocking, checkpoint)
+
+    def _survey_blocking(self, checkpoint: Checkpoint) -> Survey:
+        manifest = manifests.decode(self._store.manifest(checkpoint.digest))
+        return self._tool().survey(checkpoint.ordinal, manifest, trio.from_thread.check_cancelled)
+
+    def _tool(self) -> Deriver:
+        if self._deriver is None:
+            self._deriver = Deriver(self._store)
+        return self._deriver
+
+    def _say(self, ordinal: int, survey: Survey, wanted: bool) -> None:
+        forms = survey.forms
+        self._store.put_natives(ordinal, Natives(forms[Form.WHOLE], forms[Form.SMALL], wanted))
+
+    async def _make(
+        self,
+        checkpoint: Checkpoint,
+        works: list[Work],
+        *,
+        asked: bool,
+        report: Report = lambda done, total: None,
+        pause: Callable[[], bool] = lambda: False,
+    ) -> tuple[int, list[Damage]]:
+        """Make copies, batch by batch; how many, and what was found damaged on the way. A batch that is cut
+        short leaves none."""
+        total = sum(work.file.size_bytes for work in works)
+        made = done = 0
+        damaged: list[Damage] = []
+
+        def step(count_bytes: int) -> None:
+            nonlocal done
+            trio.from_thread.check_cancelled()
+            if pause():
+                raise _LaterError
+            done += count_bytes
+            report(done, total)
+
+        for batch in _batches(works):
+            kept, hurt = await self._thread(self._make_batch, checkpoint.ordinal, batch, asked, step)
+            made += kept
+            self.counters["derived_made"] += kept
+            for chunk in hurt:
+                damaged.append(
+                    Damage(
+                        checkpoint=checkpoint.name,
+                        path=show_path(chunk.path),
+                        offset=chunk.offset,
+                        length=chunk.length,
+                        problem=chunk.problem,
+                    )
+                )
+                log.error("damage found", checkpoint=checkpoint.name, reason=str(chunk))
+        if made and not asked:
+            log.info("files made native", checkpoint=checkpoint.name, files=made)
+        return made, damaged
+
+    def _make_batch(
+        self, ordinal: int, batch: list[Work], asked: bool, step: Callable[[int], None]
+    ) -> tuple[int, list[ChunkDamaged]]:
+        copies: list[NewCopy] = []
+        hurt: list[ChunkDamaged] = []
+        try:
+            for work in batch:
+                try:
+                    copies.append(self._tool().make(ordinal, work, asked=asked, step=step))
+                except ChunkDamaged as error:
+                    hurt.append(error)
+        except BaseException:
+            for copy in copies:
+                copy.abandon()
+            raise
+        # Recorded first: what was begun before a damage was noted would be given up with it.
+        kept = self._store.record_copies(copies)
+        if hurt:
+            self._store.quarantine([error.digest for error in hurt])
+        return len(kept), hurt
+
+    async def _thread(self, call: Callable[..., T], *arguments: object) -> T:
+        return await trio.to_thread.run_sync(call, *arguments, limiter=self._limiter)
+
+
+def _batches(works: list[Work]) -> list[list[Work]]:
+    batches: list[list[Work]] = []
+    size = _BATCH_BYTES
+    for work in works:
+        if size >= _BATCH_BYTES or len(batches[-1]) >= _BATCH_FILES:
+            batches.append([])
+            size = 0
+        batches[-1].append(work)
+        size += work.cost_bytes
+    return batches

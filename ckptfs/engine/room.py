@@ -1,0 +1,20 @@
+"""What is left free of the store's disk, and who makes room when it is short: derived copies, before a
+creation fails."""
+
+from __future__ import annotations
+
+from ckptfs.engine.config import EngineConfig
+from ckptfs.store import Store
+
+
+def reserve_bytes(store: Store, config: EngineConfig) -> int:
+    """What creations and derived copies leave free; on a small disk at most a twentieth of it."""
+    return min(config.reserve_free_bytes, store.disk_total_bytes() // 20)
+
+
+def room_for(store: Store, config: EngineConfig, needed_bytes: int) -> int:
+    """How much is free beside the reserve, after derived copies went if it is less than needed. Blocks."""
+    free = store.disk_free_bytes() - reserve_bytes(store, config)
+    if needed_bytes > free:
+        free += store.make_room(needed_bytes - free)
+    return free
