@@ -31,6 +31,9 @@ def show_command(caller: Caller, checkpoint: str) -> None:
 
     Logical bytes are what its files add up to; stored bytes are its distinct chunks, each counted once;
     of these, unique bytes would come back if it were removed, shared bytes would not.
+
+    Native files are read by the kernel past the daemon: they are whole, or have a derived copy. The others
+    are served by the daemon: small ones, and those that share chunks (`ckptfs assemble` changes that).
     """
     info = caller.checkpoint(checkpoint).info
     if caller.json:
@@ -53,8 +56,13 @@ def show_command(caller: Caller, checkpoint: str) -> None:
         )
         if value is not None
     ]
-    if info.whole_files is not None:
-        pairs.append(("whole", f"{info.whole_files} of {rendering.count(info.files, 'file')}"))
+    if info.native_files is not None:
+        pairs.append(("native", _native(info)))
+    if info.served_files:
+        others = [f"{info.served_files[why]} {why}" for why in sorted(info.served_files)]
+        pairs.append(("served", ", ".join(others)))
+    if info.derived_files:
+        pairs.append(("derived", rendering.size(info.derived_bytes or 0)))
     if info.source_uri:
         pairs.append(("source", f"{info.source_uri} ({info.source_type})"))
     pairs += [("created", rendering.moment(info.created)), ("jobs", ", ".join(info.jobs) or "none")]
@@ -160,3 +168,11 @@ def wait_command(caller: Caller, checkpoint: str, status: str, timeout: float) -
 def _size(info: CheckpointInfo) -> str:
     known = info.size or (info.progress.bytes_total if info.progress else 0)
     return format_bytes(known) if known or info.status == "ready" else "-"
+
+
+def _native(info: CheckpointInfo) -> str:
+    native = f"{info.native_files} of {rendering.count(info.files, 'file')}"
+    if not info.derived_files:
+        return native
+    copies = rendering.count(info.derived_files, "derived copy", "derived copies")
+    return f"{native} ({info.whole_files} whole, {copies})"

@@ -11,9 +11,10 @@ import click
 
 from ckptfs.cli import rendering
 from ckptfs.cli.caller import Caller, complete_name, verb
+from ckptfs.cli.progress import steps
 from ckptfs.client import calls
 from ckptfs.errors import SpecificationError, StoreDamaged
-from ckptfs.model.records import TreeEntry
+from ckptfs.model.records import TreeEntry, VerifyReport
 from ckptfs.model.sizes import format_bytes
 
 if TYPE_CHECKING:
@@ -30,7 +31,8 @@ MAX_JSON_CONTENT_BYTES = 64 * 1024 * 1024
 def tree_command(caller: Caller, checkpoint: str, path: str) -> None:
     """Show the files of CHECKPOINT, or of the directory PATH in it, with their sizes.
 
-    Executable files are marked with *, symbolic links show where they point.
+    Executable files are marked with *, symbolic links show where they point. A file that shares chunks with
+    others is marked: `shared` is read through the daemon, `derived` natively, from its derived copy.
     """
     found = caller.checkpoint(checkpoint)
     details = calls.details(found.tree(path.strip("/")))
@@ -82,7 +84,8 @@ def _label(entry: TreeEntry) -> str:
         return f"{name}/"
     if entry.type == "l":
         return f"{name} -> {rendering.safe(entry.target)}"
-    return f"{name}{'*' if entry.executable else ''}  {format_bytes(entry.size)}"
+    form = f"  {entry.form}" if entry.form in ("derived", "shared", "damaged") else ""
+    return f"{name}{'*' if entry.executable else ''}  {format_bytes(entry.size)}{form}"
 
 
 @click.command("cat", short_help="Write a file of a checkpoint to standard output.")
@@ -123,29 +126,22 @@ def verify_command(caller: Caller, checkpoint: str) -> None:
     Exits with 7 when something is damaged, and says which paths and where.
     """
     found = caller.checkpoint(checkpoint)
-    if caller.json or not sys.stderr.isatty():
-        report = found.verify()
-    else:
-        with click.progressbar(
-            length=0, label=f"verifying {rendering.safe(found.name)}", file=sys.stderr
-        ) as bar:
-
-            def watch(step: calls.VerifyStep) -> None:
-                if step.total:
-                    bar.length = step.total
-                    bar.update(step.done - bar.pos)
-
-            report = found.verify(watch)
+    with steps(f"verifying {rendering.safe(found.name)}", hidden=caller.json) as watch:
+        report = found.verify(watch)
     name = rendering.safe(report.checkpoint)
     if caller.json:
         rendering.emit(report)
     elif not report.damaged:
         chunks = rendering.count(report.chunks, "chunk")
-        click.echo(f"{name}: intact, {format_bytes(report.bytes)} in {chunks} verified")
+        copies = report.copies - len(report.dropped)
+        also = f", and {rendering.count(copies, 'derived copy', 'derived copies')}" if copies else ""
+        click.echo(f"{name}: intact, {format_bytes(report.bytes)} in {chunks} verified{also}")
+        _say_dropped(report)
     else:
         for damage in report.damaged:
             place = rendering.safe(f"{damage.checkpoint}/{damage.path}")
             click.echo(f"{place}: {damage.problem} at offset {damage.offset}, {damage.length} bytes")
+        _say_dropped(report)
     if report.damaged:
         count = rendering.count(len(report.damaged), "damaged chunk")
         error = StoreDamaged(
@@ -155,3 +151,9 @@ def verify_command(caller: Caller, checkpoint: str) -> None:
             rendering.note(f"ckptfs: error: {rendering.line(error.message)}")
             raise SystemExit(error.exit_code)
         raise error
+
+
+def _say_dropped(report: VerifyReport) -> None:
+    for copy in report.dropped:
+        place = rendering.safe(f"{report.checkpoint}/{copy.path}")
+        click.echo(f"{place}: its derived copy was wrong ({rendering.safe(copy.problem)}) and is dropped")

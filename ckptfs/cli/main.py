@@ -28,6 +28,7 @@ VERBS = {
     "rename": "checkpoints",
     "remove": "checkpoints",
     "verify": "content",
+    "assemble": "assemble",
     "run": "run",
     "attach": "jobs",
     "detach": "jobs",

@@ -7,7 +7,7 @@ import click
 from ckptfs.cli import rendering
 from ckptfs.cli.caller import Caller, verb
 from ckptfs.errors import CkptfsError, ConnectionError, MountError, PermissionDenied
-from ckptfs.model.records import StatusInfo
+from ckptfs.model.records import StatusInfo, StoreStatus
 from ckptfs.model.sizes import format_bytes
 
 
@@ -41,6 +41,7 @@ def status_command(caller: Caller) -> None:
         ("stored", f"{rendering.size(store.stored_bytes)} in {rendering.count(store.chunks, 'chunk')}"),
         ("saved", f"{format_bytes(saved)} by sharing" if saved > 0 else "nothing by sharing"),
         ("physical", rendering.size(store.physical_bytes)),
+        ("native", f"{store.native_files} of {rendering.count(store.files, 'file')}{_derived(store)}"),
         ("disk", f"{format_bytes(store.disk_free_bytes)} free of {format_bytes(store.disk_total_bytes)}"),
         ("jobs", str(info.jobs)),
     ]
@@ -53,6 +54,13 @@ def _worker(info: StatusInfo) -> str:
         return f"since {since}"
     times = f", number {info.worker_starts + 1}" if info.worker_starts else ""
     return f"worker {info.worker_pid}{times} since {since}"
+
+
+def _derived(store: StoreStatus) -> str:
+    if not store.derived_files:
+        return ""
+    copies = rendering.count(store.derived_files, "derived copy", "derived copies")
+    return f", by {copies} that take {format_bytes(store.derived_bytes)}"
 
 
 @click.command("doctor", short_help="Is everything here that the daemon needs?")

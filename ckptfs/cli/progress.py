@@ -7,9 +7,12 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, contextmanager
 from types import TracebackType
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
+
+import click
 
 from ckptfs.cli import rendering
+from ckptfs.client.calls import Step
 from ckptfs.model.records import CheckpointInfo, Progress
 from ckptfs.model.sizes import format_bytes, format_duration
 
@@ -113,3 +116,19 @@ def _plain() -> Iterator[Watcher]:
 def watcher() -> AbstractContextManager[Watcher]:
     """What draws progress here: by whether standard error is a terminal."""
     return TerminalProgress() if sys.stderr.isatty() else _plain()
+
+
+@contextmanager
+def steps(label: str, *, hidden: bool) -> Iterator[Callable[[Step[Any]], None] | None]:
+    """A bar for a call that says how far it is; None where nobody would see it."""
+    if hidden or not sys.stderr.isatty():
+        yield None
+        return
+    with click.progressbar(length=0, label=label, file=sys.stderr) as bar:
+
+        def watch(step: Step[Any]) -> None:
+            if step.total:
+                bar.length = step.total
+                bar.update(step.done - bar.pos)
+
+        yield watch

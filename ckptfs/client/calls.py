@@ -15,6 +15,7 @@ import msgspec
 
 from ckptfs.errors import ApiError, CkptfsError, SpecificationError, from_code
 from ckptfs.model.records import (
+    AssembleReport,
     AttachRequest,
     CheckpointInfo,
     CreateRequest,
@@ -51,12 +52,16 @@ class Details:
 
 
 @dataclass(frozen=True, slots=True)
-class VerifyStep:
-    """How far a verification is; the last step holds the report."""
+class Step(Generic[T]):
+    """How far a long call is, in bytes; the last step holds the report."""
 
     done: int = 0
     total: int = 0
-    report: VerifyReport | None = None
+    report: T | None = None
+
+
+VerifyStep = Step[VerifyReport]
+AssembleStep = Step[AssembleReport]
 
 
 # --- checkpoints --------------------------------------------------------------------------------
@@ -110,39 +115,63 @@ def content(reference: str, path: str, *, offset: int = 0, length: int | None = 
 
 
 def verify(reference: str) -> Call[bytes]:
-    """The answer is a sequence of lines; :class:`VerifyReader` reads them."""
+    """The answer is a sequence of lines; :func:`verify_reader` reads them."""
     return Call("POST", _checkpoint(reference) + "/verify", bytes)
 
 
-class VerifyReader:
-    """Reads a verification's answer as it arrives, in pieces cut anywhere."""
+def assemble(reference: str) -> Call[bytes]:
+    """The answer is a sequence of lines; :func:`assemble_reader` reads them."""
+    return Call("POST", _checkpoint(reference) + "/assemble", bytes)
 
-    def __init__(self) -> None:
+
+def drop_derived(reference: str) -> Call[AssembleReport]:
+    return Call("DELETE", _checkpoint(reference) + "/derived", _record(AssembleReport))
+
+
+class StepReader(Generic[T]):
+    """Reads a long call's answer as it arrives, in pieces cut anywhere."""
+
+    def __init__(self, report_type: type[T], what: str) -> None:
+        self._report_type = report_type
+        self._what = what
         self._rest = b""
-        self._report: VerifyReport | None = None
+        self._report: T | None = None
 
-    def feed(self, piece: bytes) -> list[VerifyStep]:
+    def feed(self, piece: bytes) -> list[Step[T]]:
         *lines, self._rest = (self._rest + piece).split(b"\n")
-        steps = [_verify_step(line) for line in lines if line]
+        steps = [self._step(line) for line in lines if line]
         for step in steps:
             self._report = step.report or self._report
         return steps
 
-    def report(self) -> VerifyReport:
+    def report(self) -> T:
         """The report, once everything has been fed."""
         self.feed(b"\n")
         if self._report is None:
-            raise ApiError("the verification ended without a report")
+            raise ApiError(f"the {self._what} ended without a report")
         return self._report
 
+    def _step(self, line: bytes) -> Step[T]:
+        value = _json(line)
+        if isinstance(value, dict) and "error" in value:
+            raise _from_body(value, 200)
+        if isinstance(value, dict) and "report" in value:
+            return Step(report=_convert(value["report"], self._report_type))
+        counts = _convert(value, _Counts)
+        return Step(counts.done, counts.total)
 
-def _verify_step(line: bytes) -> VerifyStep:
-    value = _json(line)
-    if isinstance(value, dict) and "error" in value:
-        raise _from_body(value, 200)
-    if isinstance(value, dict) and "report" in value:
-        return VerifyStep(report=_convert(value["report"], VerifyReport))
-    return _convert(value, VerifyStep)
+
+class _Counts(msgspec.Struct, kw_only=True):
+    done: int = 0
+    total: int = 0
+
+
+def verify_reader() -> StepReader[VerifyReport]:
+    return StepReader(VerifyReport, "verification")
+
+
+def assemble_reader() -> StepReader[AssembleReport]:
+    return StepReader(AssembleReport, "assembling")
 
 
 def details(entries: list[TreeEntry]) -> Details:

@@ -15,11 +15,12 @@ from contextlib import closing, suppress
 from typing import Literal, TypeVar
 
 from ckptfs.client import address, calls, origin, waiting
-from ckptfs.client.calls import Call, Details, VerifyStep
+from ckptfs.client.calls import AssembleStep, Call, Details, Step, StepReader, VerifyStep
 from ckptfs.client.described import Described
 from ckptfs.client.exchange import RECEIVE_BYTES, Exchange, Head, Signal
 from ckptfs.errors import ConnectionError, NotFound
 from ckptfs.model.records import (
+    AssembleReport,
     AttachRequest,
     CheckpointInfo,
     DoctorCheck,
@@ -231,8 +232,19 @@ class SyncCheckpoint(Described):
 
     def verify(self, watch: Callable[[VerifyStep], None] | None = None) -> VerifyReport:
         """Compare every chunk with its digest; ``watch`` is called with each step."""
-        reader = calls.VerifyReader()
-        with closing(self._client.stream(calls.verify(self.reference))) as pieces:
+        return self._steps(calls.verify(self.reference), calls.verify_reader(), watch)
+
+    def assemble(self, watch: Callable[[AssembleStep], None] | None = None) -> AssembleReport:
+        """Give every file that shares chunks a derived copy, so that the kernel can read it past the daemon;
+        ``watch`` is called with each step."""
+        return self._steps(calls.assemble(self.reference), calls.assemble_reader(), watch)
+
+    def drop_derived(self) -> AssembleReport:
+        """Give its derived copies back."""
+        return self._client.request(calls.drop_derived(self.reference))
+
+    def _steps(self, call: Call[bytes], reader: StepReader[T], watch: Callable[[Step[T]], None] | None) -> T:
+        with closing(self._client.stream(call)) as pieces:
             for piece in pieces:
                 for step in reader.feed(piece):
                     if watch is not None:

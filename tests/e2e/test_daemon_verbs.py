@@ -114,6 +114,8 @@ def test_every_operation_of_the_description_is_answered_as_described(
         ("GET", "/v1/checkpoints/{ref}/tree", "?path=sub", None),
         ("GET", "/v1/checkpoints/{ref}/content", "?path=weights.bin", None),
         ("POST", "/v1/checkpoints/{ref}/verify", "", None),
+        ("POST", "/v1/checkpoints/{ref}/assemble", "", None),
+        ("DELETE", "/v1/checkpoints/{ref}/derived", "", None),
         ("POST", "/v1/jobs", "", {"job": "described-job", "checkpoints": ["described"]}),
         ("GET", "/v1/jobs", "", None),
         ("DELETE", "/v1/jobs/{job}", "?checkpoint=described", None),
@@ -307,6 +309,8 @@ def test_a_stranger_may_look_and_nothing_else(daemon: BareDaemon, source: Path) 
         ["DELETE", "/v1/checkpoints/guarded?force=1", None],
         ["POST", "/v1/checkpoints/guarded/cancel", None],
         ["POST", "/v1/checkpoints/guarded/verify", None],
+        ["POST", "/v1/checkpoints/guarded/assemble", None],
+        ["DELETE", "/v1/checkpoints/guarded/derived", None],
         ["POST", "/v1/jobs", {"job": "theirs", "checkpoints": ["guarded"]}],
         ["DELETE", "/v1/jobs/x", None],
     ]

@@ -223,6 +223,40 @@ def test_doctor_with_a_daemon_that_lacks_something(run: Any, stub: Stub) -> None
     assert run("doctor").code == 0
 
 
+def test_assembling_says_what_it_made_and_what_it_takes(run: Any, stub: Stub) -> None:
+    report = {
+        **{"checkpoint": "x", "id": "b3:1", "made": 2, "dropped": 0, "freed_bytes": 0, "files": 5},
+        **{"native_files": 3, "served_files": {"small": 2}, "derived_files": 2, "derived_bytes": 8192},
+        "damaged": [],
+    }
+    stub.answer = lambda asked: answer_json({"report": report} if "assemble" in asked.target else info())
+    ran = run("assemble", "x")
+    assert ran.out == "x: 2 derived copies made; 3 of 5 files native; derived copies take 8.2 kB\n"
+    assert run("assemble", "x", "--json").json == report
+    report |= {"damaged": [{"checkpoint": "x", "path": "a\nb", "offset": 1, "length": 2, "problem": "rot"}]}
+    ran = run("assemble", "x")
+    assert ran.code == 7
+    assert ran.out.endswith("x/a\\x0ab: rot at offset 1, 2 bytes\n")
+    report |= {"made": 0, "dropped": 2, "freed_bytes": 5000, "native_files": 1, "damaged": []}
+    stub.answer = lambda asked: answer_json(report if asked.method == "DELETE" else info())
+    ran = run("assemble", "x", "--drop")
+    assert ran.out == "x: 2 derived copies dropped, 5.0 kB given back; 1 of 5 files native\n"
+
+
+def test_a_wrong_derived_copy_is_told_and_no_damage(run: Any, stub: Stub) -> None:
+    dropped = [{"path": "f", "problem": "it has 3 bytes instead of 4"}]
+    report = {"checkpoint": "x", "id": "b3:1", "chunks": 2, "bytes": 9, "damaged": [], "copies": 2}
+    stub.answer = lambda asked: answer_json(
+        {"report": report | {"dropped": dropped}} if "verify" in asked.target else info()
+    )
+    ran = run("verify", "x")
+    assert (ran.code, ran.err) == (0, "")
+    assert ran.out == (
+        "x: intact, 9 B in 2 chunks verified, and 1 derived copy\n"
+        "x/f: its derived copy was wrong (it has 3 bytes instead of 4) and is dropped\n"
+    )
+
+
 def test_damage_is_reported_with_its_place(run: Any, stub: Stub) -> None:
     damage = {"checkpoint": "x", "path": "a\nb", "offset": 4096, "length": 10, "problem": "wrong digest"}
     report = {"checkpoint": "x", "id": "b3:1", "chunks": 2, "bytes": 9, "damaged": [damage]}

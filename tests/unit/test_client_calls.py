@@ -26,6 +26,8 @@ from ckptfs.model.records import AttachRequest, CreateRequest
         (calls.tree("x", "a b/c&d"), "GET", "/v1/checkpoints/x/tree?path=a%20b/c%26d"),
         (calls.content("x", "bad\udcff\n"), "GET", "/v1/checkpoints/x/content?path=bad%FF%0A"),
         (calls.verify("x"), "POST", "/v1/checkpoints/x/verify"),
+        (calls.assemble("x"), "POST", "/v1/checkpoints/x/assemble"),
+        (calls.drop_derived("x"), "DELETE", "/v1/checkpoints/x/derived"),
         (calls.list_jobs(), "GET", "/v1/jobs"),
         (calls.detach("job:1"), "DELETE", "/v1/jobs/job%3A1"),
         (calls.detach("j", ["a", "b&c"]), "DELETE", "/v1/jobs/j?checkpoint=a&checkpoint=b%26c"),
@@ -115,16 +117,16 @@ def test_a_verification_is_read_in_pieces_cut_anywhere() -> None:
         b'{"report":{"checkpoint":"x","id":"b3:1","chunks":2,"bytes":9,"damaged":[]}}\n'
     )
     for cut in range(len(text)):
-        reader = calls.VerifyReader()
+        reader = calls.verify_reader()
         steps = reader.feed(text[:cut]) + reader.feed(text[cut:])
         assert [s.done for s in steps if s.report is None] == [1, 2]
         assert reader.report().bytes == 9
 
 
 def test_a_verification_that_ends_early_is_an_error() -> None:
-    reader = calls.VerifyReader()
+    reader = calls.verify_reader()
     reader.feed(b'{"done":1,"total":2}\n')
     with pytest.raises(errors.ApiError):
         reader.report()
     with pytest.raises(errors.StoreDamaged):
-        calls.VerifyReader().feed(b'{"error":{"code":"store_damaged","message":"gone","data":{}}}\n')
+        calls.verify_reader().feed(b'{"error":{"code":"store_damaged","message":"gone","data":{}}}\n')

@@ -20,6 +20,7 @@ import trio
 
 from ckptfs.errors import CheckpointError, InUse, NotFound, SourceUnavailable
 from ckptfs.model.records import (
+    AssembleReport,
     AttachRequest,
     CheckpointInfo,
     CreateRequest,
@@ -127,6 +128,28 @@ class SmallEngine:
         damage = Damage(checkpoint="llama", path="p\udcff", offset=1, length=2, problem="rot")
         return VerifyReport(checkpoint="llama", id=self.info.id, chunks=4, bytes=5, damaged=[damage])
 
+    async def assemble(self, ref: str, report: Callable[[int, int], None]) -> AssembleReport:
+        self.asked.append(("assemble", ref))
+        await trio.to_thread.run_sync(report, 1, 2)  # as the engine does it: from a thread
+        await trio.sleep(0.1)
+        return self.assembled(made=1)
+
+    async def drop_derived(self, ref: str) -> AssembleReport:
+        self.asked.append(("drop_derived", ref))
+        return self.assembled(dropped=1)
+
+    def assembled(self, **counts: int) -> AssembleReport:
+        return AssembleReport(
+            checkpoint="llama",
+            id=self.info.id,
+            files=2,
+            native_files=1,
+            served_files={"small": 1},
+            derived_files=1,
+            derived_bytes=5,
+            **counts,
+        )
+
     async def attach(self, request: AttachRequest, *, peer_pid: int | None) -> JobInfo:
         self.asked.append(("attach", request, peer_pid))
         return JobInfo(job="j", checkpoints=[], path="/p", env={})
@@ -150,6 +173,11 @@ def status() -> StatusInfo:
         logical_bytes=0,
         stored_bytes=0,
         physical_bytes=0,
+        files=0,
+        native_files=0,
+        derived_files=0,
+        derived_bytes=0,
+        derived_limit_bytes=0,
         disk_free_bytes=0,
         disk_total_bytes=0,
         format=1,
@@ -485,6 +513,18 @@ async def test_verify_ends_when_the_client_leaves(tmp_path: Path) -> None:
             await trio.sleep(0.01)
 
 
+async def test_assemble_streams_too_and_copies_are_given_back(tmp_path: Path) -> None:
+    async with serving(tmp_path) as served:
+        code, body, headers = await served.whole("POST", "/v1/checkpoints/llama/assemble")
+        assert (code, headers["content-type"]) == (200, "application/x-ndjson")
+        first, *_, last = [json.loads(line) for line in body.splitlines()]
+        assert first == {"done": 1, "total": 2}
+        assert (last["report"]["made"], last["report"]["served_files"]) == (1, {"small": 1})
+        code, answer = await served.call("DELETE", "/v1/checkpoints/llama/derived")
+        assert (code, answer["dropped"]) == (200, 1)
+        assert served.engine.asked == [("assemble", "llama"), ("drop_derived", "llama")]
+
+
 # --- Who may --------------------------------------------------------------------------------------
 
 
@@ -512,6 +552,8 @@ async def test_who_is_not_an_administrator_may_only_read(tmp_path: Path) -> None
             ("DELETE", "/v1/checkpoints/a?force=1"),
             ("POST", "/v1/checkpoints/a/cancel"),
             ("POST", "/v1/checkpoints/a/verify"),
+            ("POST", "/v1/checkpoints/a/assemble"),
+            ("DELETE", "/v1/checkpoints/a/derived"),
             ("POST", "/v1/jobs"),
             ("DELETE", "/v1/jobs/j"),
             ("PUT", "/v1/status"),

@@ -11,6 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from ckptfs.model.records import (
+    AssembleReport,
     AttachRequest,
     CheckpointInfo,
     CreateRequest,
@@ -21,7 +22,7 @@ from ckptfs.model.records import (
 )
 from ckptfsd.control import routes
 from ckptfsd.control.face import Control
-from ckptfsd.control.records import Rename, Upgrade, VerifyLine
+from ckptfsd.control.records import AssembleLine, Rename, Upgrade, VerifyLine
 
 Handler = Callable[[Control, Request], Awaitable[Response]]
 
@@ -147,6 +148,24 @@ OPERATIONS: tuple[Operation, ...] = (
         routes.verify_checkpoint,
         answer=VerifyLine,
         media_type="application/x-ndjson",
+    ),
+    Operation(
+        "POST",
+        "/v1/checkpoints/{ref}/assemble",
+        "assembleCheckpoint",
+        "Give every file that shares chunks a derived copy, so that the kernel can read it past the daemon. "
+        "Answers with lines of JSON: how far it is, and at the end the report or an error.",
+        routes.assemble_checkpoint,
+        answer=AssembleLine,
+        media_type="application/x-ndjson",
+    ),
+    Operation(
+        "DELETE",
+        "/v1/checkpoints/{ref}/derived",
+        "dropDerived",
+        "Give a checkpoint's derived copies back; none is made again before somebody asks.",
+        routes.drop_derived,
+        answer=AssembleReport,
     ),
     Operation(
         "GET",

@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from ckptfs.model.records import VerifyReport
+from ckptfs.model.records import AssembleReport, VerifyReport
 
 
 class Rename(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -35,4 +35,13 @@ class VerifyLine(msgspec.Struct, kw_only=True, omit_defaults=True):
     done: int = 0
     total: int = 0
     report: VerifyReport | None = None
+    error: ErrorDetail | None = None
+
+
+class AssembleLine(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """One line of the answer to assemble: bytes done of total, or the report, or an error."""
+
+    done: int = 0
+    total: int = 0
+    report: AssembleReport | None = None
     error: ErrorDetail | None = None

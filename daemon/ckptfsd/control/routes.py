@@ -87,6 +87,17 @@ async def verify_checkpoint(control: Control, request: Request) -> Response:
     return ProgressLines(work, every_seconds=control.progress_seconds)
 
 
+async def assemble_checkpoint(control: Control, request: Request) -> Response:
+    query(request, ())
+    work = partial(control.engine.assemble, segment(request, "ref"))
+    return ProgressLines(work, every_seconds=control.progress_seconds)
+
+
+async def drop_derived(control: Control, request: Request) -> Response:
+    query(request, ())
+    return answer(await control.engine.drop_derived(segment(request, "ref")))
+
+
 # --- Jobs -----------------------------------------------------------------------------------------
 
 
