@@ -60,7 +60,7 @@ def _derived(store: StoreStatus) -> str:
     if not store.derived_files:
         return ""
     copies = rendering.count(store.derived_files, "derived copy", "derived copies")
-    return f", by {copies} that take {format_bytes(store.derived_bytes)}"
+    return f" ({copies}, {format_bytes(store.derived_bytes)})"
 
 
 @click.command("doctor", short_help="Is everything here that the daemon needs?")

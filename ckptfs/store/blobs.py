@@ -74,7 +74,8 @@ class BlobFiles:
         """Make a blob file of a size, all hole."""
         path = self._layout.blob(blob)
         with failure.mapped("making a blob"):
-            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+            fd = self._with_room(1, os.open, path, flags, 0o600)
             try:
                 os.ftruncate(fd, size_bytes)
             except BaseException:
@@ -106,13 +107,18 @@ class BlobFiles:
             length = len(data)
             while done < length:
                 stop = done + PIECE_BYTES - (offset + done) % PIECE_BYTES
-                try:
-                    done += os.pwrite(handle.fd, data[done:stop], offset + done)
-                except OSError as error:
-                    if error.errno not in failure.FULL or not self.make_room(length - done):
-                        raise
+                done += self._with_room(length - done, os.pwrite, handle.fd, data[done:stop], offset + done)
             if length >= WRITEBACK_BYTES:
                 kernel.start_writeback(handle.fd, offset, length)
+
+    def _with_room(self, wanted_bytes: int, call: Callable[..., int], *arguments: object) -> int:
+        """Make a system call, again where the disk is full and room could be made."""
+        while True:
+            try:
+                return call(*arguments)
+            except OSError as error:
+                if error.errno not in failure.FULL or not self.make_room(wanted_bytes):
+                    raise
 
     def read(self, blob: int, offset: int, buffer: memoryview) -> int:
         """Fill the buffer; the number of bytes got is smaller only at the end of the blob."""

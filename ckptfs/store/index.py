@@ -151,6 +151,12 @@ class Index:
     """An open index. Transactions are short; nothing blocks inside one but the index itself."""
 
     def __init__(self, folder: str, *, map_size_bytes: int = DEFAULT_MAP_SIZE_BYTES, create: bool) -> None:
+        # On btrfs every change of a mapped page takes new room, and without any the answer is SIGBUS: a full
+        # disk would end whoever reads. So both files are written in place. Nobody else has the lock file
+        # open (the store is locked), and an old one may be of the other kind: LMDB makes it anew.
+        if kernel.write_in_place(folder):
+            with suppress(FileNotFoundError):
+                os.unlink(f"{folder}/lock.mdb")
         with _foreign():
             self._env = lmdb.open(
                 folder,

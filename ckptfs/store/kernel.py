@@ -14,6 +14,9 @@ _KEEP_SIZE = 0x01  # linux/falloc.h
 _PUNCH_HOLE = 0x02
 _WRITE = 2  # linux/fs.h SYNC_FILE_RANGE_*
 _WAIT_BEFORE_WRITE_AND_AFTER = 7
+_FS_IOC_GETFLAGS = 0x80086601  # linux/fs.h
+_FS_IOC_SETFLAGS = 0x40086602
+_FS_NOCOW_FL = 0x00800000
 _FICLONERANGE = 0x4020940D  # linux/fs.h: _IOW(0x94, 13, struct file_clone_range)
 _CLONE_RANGE = struct.Struct("=qQQQ")  # source fd, its offset, length, offset in the target
 
@@ -61,6 +64,24 @@ def clone(source: int, offset: int, length: int, target: int, target_offset: int
     ranges. OSError with EOPNOTSUPP, ENOTTY, EXDEV or EINVAL where that cannot be.
     """
     fcntl.ioctl(target, _FICLONERANGE, _CLONE_RANGE.pack(source, offset, length, target_offset))
+
+
+def write_in_place(path: str) -> bool:
+    """Have a file system that would write changed blocks elsewhere (btrfs) write them in place: of an empty
+    file, or of whatever is made in a folder (chattr +C). False where it knows nothing of that.
+    """
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        before = bytearray(struct.calcsize("l"))
+        fcntl.ioctl(fd, _FS_IOC_GETFLAGS, before)
+        flags = struct.unpack("l", before)[0]
+        if not flags & _FS_NOCOW_FL:
+            fcntl.ioctl(fd, _FS_IOC_SETFLAGS, struct.pack("l", flags | _FS_NOCOW_FL))
+        return True
+    except OSError:
+        return False
+    finally:
+        os.close(fd)
 
 
 def in_use(path: str) -> bool:

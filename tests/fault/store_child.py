@@ -1,6 +1,6 @@
 """One change to a store, to be killed in the middle.
 
-``python store_child.py STORE create|create_and_fail|remove|rename|fail|reopen``
+``python store_child.py STORE create|create_and_fail|remove|rename|fail|assemble|drop|reopen``
 Prints "begun" when the store is open and "done" at the end, so that the test knows how far it came.
 """
 
@@ -9,8 +9,10 @@ from __future__ import annotations
 import random
 import sys
 
+from ckptfs.engine.derive import Deriver
 from ckptfs.errors import StoreError
-from ckptfs.store import Checkpoint, Store, release
+from ckptfs.model import manifest as manifests
+from ckptfs.store import Checkpoint, Natives, Store, release
 from ckptfs.testing.writing import Writing, write
 
 CHUNK_BYTES = 30_000
@@ -51,6 +53,18 @@ def prepare(store: Store) -> None:
     write(store, "base", BASE, chunk_bytes=CHUNK_BYTES)
 
 
+def assemble(store: Store, name: str = "base") -> int:
+    """Give every file of a checkpoint that shares chunks a derived copy; how many."""
+    checkpoint = store.by_name(name)
+    assert checkpoint is not None
+    deriver = Deriver(store)
+    manifest = manifests.decode(store.manifest(checkpoint.digest))
+    works = deriver.survey(checkpoint.ordinal, manifest, lambda: None).shared
+    copies = [deriver.make(checkpoint.ordinal, work, asked=True, step=lambda count: None) for work in works]
+    store.put_natives(checkpoint.ordinal, Natives(whole=1, small=1, wanted=True))
+    return len(store.record_copies(copies))
+
+
 def ordinal(store: Store, name: str) -> int:
     found = store.by_name(name)
     assert found is not None
@@ -83,6 +97,10 @@ def main() -> None:
                 print(type(error).__name__, flush=True)
         else:
             writing.draft.fail("the disk failed", "store", keep=False)
+    elif what == "assemble":
+        assemble(store)
+    elif what == "drop":
+        store.drop_copies([(copy.ordinal, copy.entry) for copy in store.copies()])
     elif what == "fail":
         writing = Writing(store, "new", NEW, chunk_bytes=CHUNK_BYTES)
         writing.put_some(12)
