@@ -8,6 +8,7 @@ the temporary directory), and both are gone afterwards. It prints figures and ra
 - ``read``: reads through the mount, past the daemon and by it, against a plain copy, pyfuse3 with default
   settings, squashfuse, casync and rclone
 - ``sharing``: how much of the bytes in equal tensors is stored once
+- ``assemble``: a derived copy of a 2 GiB fine-tune, against ``cp`` with shared blocks and without (as root)
 - ``small_files``: 100,000 small files created, listed and removed, against the native file system
 - ``chunk_constants``: what other sizes of chunks would find and cost; why they are as they are
 - ``index``: how soon a daemon is ready over 1,000,000 chunks, and what it takes in memory

@@ -6,7 +6,10 @@
 - ``creations``  all creations under way; ``creation`` one of them; ``reading`` all that its source holds;
                  ``ingest`` one file of it
 - ``attach``     leases of jobs
-- ``verify``     read everything, compare with the digests
+- ``verify``     read everything, compare with the digests; ``verify_copies`` derived copies too
+- ``assembly``   which files get a derived copy, and when; ``making`` batch by batch; ``derive`` one of them
+- ``forms``      how each file lies in the store: can the kernel read it without us
+- ``room``       what is left free of the disk, and how it is kept
 - ``view``       what the mount shows; ``nodes`` what stat shows of it; ``reader`` bytes from their extents;
                  ``content`` for `cat`
 """

@@ -13,35 +13,21 @@ from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import AbstractContextManager
 from functools import partial
-from typing import TypeVar
 
 import structlog
 import trio
 
 from ckptfs.engine.config import EngineConfig
-from ckptfs.engine.derive import ChunkDamaged, Deriver, Survey, Work
-from ckptfs.engine.forms import Form
+from ckptfs.engine.derive import Survey, Work
+from ckptfs.engine.making import LaterError, Making, Report
 from ckptfs.engine.room import reserve_bytes
 from ckptfs.errors import CkptfsError, NotFound, StoreFull
-from ckptfs.model import manifest as manifests
 from ckptfs.model.digest import text_id
-from ckptfs.model.names import show_path
 from ckptfs.model.records import AssembleReport, Damage
 from ckptfs.model.sizes import format_bytes
-from ckptfs.store import Checkpoint, DerivedCopy, Natives, NewCopy, Store, Why
+from ckptfs.store import Checkpoint, DerivedCopy, Store, Why
 
 log = structlog.get_logger(__name__)
-
-# Copies are recorded in batches: one transaction and one sync of the folder for so many, or so much.
-_BATCH_FILES = 64
-_BATCH_BYTES = 256 << 20
-
-T = TypeVar("T")
-Report = Callable[[int, int], None]
-
-
-class _LaterError(Exception):
-    """A creation has begun: what costs space waits."""
 
 
 class Assembly:
@@ -58,8 +44,7 @@ class Assembly:
         self._config = config
         self._hold = hold
         self._creating = creating
-        self._deriver: Deriver | None = None
-        self._limiter = trio.CapacityLimiter(1)
+        self._making = Making(store)
         self._working = trio.Lock()
         #: Ordinals to look at in the background; True: just created, others may make room for it.
         self._queue: dict[int, bool] = {}
@@ -71,7 +56,9 @@ class Assembly:
         self._at: int | None = None
         self._background = trio.CancelScope()
         self._left = trio.Event()
-        self.counters = {"derived_made": 0, "derived_dropped": 0}
+
+    def counters(self) -> dict[str, int]:
+        return {"derived_made": self._making.made, "derived_dropped": self._store.copies_dropped}
 
     # --- The background -------------------------------------------------------------------------------
 
@@ -93,14 +80,15 @@ class Assembly:
                 self._at = None
                 self._left.set()
 
-    def look(self) -> None:
-        """Have the background look at every checkpoint that it has not looked at, or could do more for."""
+    def look(self, *, for_more: bool = True) -> None:
+        """Have the background look at every checkpoint that it has not looked at, or (``for_more``) could do
+        more for within the limit."""
         said = self._store.natives()
         for checkpoint in self._store.checkpoints():
             known = said.get(checkpoint.ordinal)
             if known is None:
                 self._put(checkpoint.ordinal)
-            elif known.wanted and self._config.derived_limit_bytes:
+            elif for_more and known.wanted and self._config.derived_limit_bytes:
                 copies = self._store.copy_totals(checkpoint.ordinal).copies
                 if known.whole + known.small + copies < checkpoint.files:
                     self._put(checkpoint.ordinal)
@@ -113,6 +101,7 @@ class Assembly:
         if not self._creating():
             for ordinal in list(self._later):
                 self._put(ordinal, fresh=self._later.pop(ordinal))
+            self.look(for_more=False)  # it may have mended what others shared with
 
     def _put(self, ordinal: int, *, fresh: bool = False) -> None:
         self._queue[ordinal] = fresh or self._queue.get(ordinal, False)
@@ -148,21 +137,21 @@ class Assembly:
         if checkpoint is None:
             return
         with self._hold(checkpoint):
-            survey = await self._survey(checkpoint)
+            survey = await self._making.survey(checkpoint)
             before = self._store.natives().get(ordinal)
             wanted = before is None or before.wanted
-            await self._thread(self._say, ordinal, survey, wanted)
+            await self._making.note(ordinal, survey, wanted=wanted)
             if not wanted:
                 return
             free = [work for work in survey.shared if work.nearly_free]
-            await self._make(checkpoint, self._that_fit(free), asked=False)
+            await self._making.make(checkpoint, self._that_fit(free), asked=False)
             if self._config.derived_limit_bytes and survey.shared:
                 try:
                     if self._creating():
-                        raise _LaterError
-                    works = await self._thread(self._within_limit, ordinal, survey.shared, fresh)
-                    await self._make(checkpoint, works, asked=False, pause=self._creating)
-                except _LaterError:
+                        raise LaterError
+                    works = await self._making.thread(self._within_limit, ordinal, survey.shared, fresh)
+                    await self._making.make(checkpoint, works, asked=False, pause=self._creating)
+                except LaterError:
                     self._later[ordinal] = fresh
 
     def _that_fit(self, works: Iterable[Work], limit_bytes: int = 1 << 62) -> list[Work]:
@@ -192,7 +181,7 @@ class Assembly:
 
     async def _keep_limit(self) -> None:
         """Drop what is above the limit, which may have been lowered; what is open goes last."""
-        await self._thread(self._drop_above_limit)
+        await self._making.thread(self._drop_above_limit)
 
     def _drop_above_limit(self) -> None:
         def above() -> int:
@@ -208,7 +197,6 @@ class Assembly:
             if copy.why is Why.LIMITED:
                 self._store.drop_copies([(copy.ordinal, copy.entry)])
         dropped = before.copies - self._store.copy_totals().copies
-        self.counters["derived_dropped"] += dropped
         log.info("derived copies above the limit dropped", copies=dropped)
 
     # --- Who asks -------------------------------------------------------------------------------------
@@ -234,24 +222,23 @@ class Assembly:
         Raises :class:`StoreFull` when there is no room for all of them beside the reserve.
         """
         async with self.set_aside(), self._working:
-            survey = await self._survey(checkpoint)
-            await self._thread(self._check_room, checkpoint, survey.shared)
-            made, damaged = await self._make(checkpoint, survey.shared, asked=True, report=report)
-            survey = await self._survey(checkpoint)
-            await self._thread(self._say, checkpoint.ordinal, survey, True)
+            survey = await self._making.survey(checkpoint)
+            await self._making.thread(self._check_room, checkpoint, survey.shared)
+            made, damaged = await self._making.make(checkpoint, survey.shared, asked=True, report=report)
+            survey = await self._making.survey(checkpoint)
+            await self._making.note(checkpoint.ordinal, survey, wanted=True)
         log.info("assembled", checkpoint=checkpoint.name, made=made, damaged=len(damaged))
         return self._report(checkpoint, survey, made=made, damaged=damaged)
 
     async def drop(self, checkpoint: Checkpoint) -> AssembleReport:
         """Give a checkpoint's derived copies back; none is made again before somebody asks."""
         async with self.set_aside(), self._working:
-            entries = await self._thread(self._store.copied_entries, checkpoint.ordinal)
-            gone = await self._thread(
+            entries = await self._making.thread(self._store.copied_entries, checkpoint.ordinal)
+            gone = await self._making.thread(
                 self._store.drop_copies, [(checkpoint.ordinal, entry) for entry in entries]
             )
-            survey = await self._survey(checkpoint)
-            await self._thread(self._say, checkpoint.ordinal, survey, False)
-        self.counters["derived_dropped"] += gone.copies
+            survey = await self._making.survey(checkpoint)
+            await self._making.note(checkpoint.ordinal, survey, wanted=False)
         freed = gone.physical_bytes
         log.info("derived copies dropped", checkpoint=checkpoint.name, copies=gone.copies, bytes=freed)
         return self._report(checkpoint, survey, dropped=gone.copies, freed_bytes=freed)
@@ -294,99 +281,3 @@ class Assembly:
             derived_bytes=totals.physical_bytes,
             damaged=damaged or [],
         )
-
-    # --- The work -------------------------------------------------------------------------------------
-
-    async def _survey(self, checkpoint: Checkpoint) -> Survey:
-        return await self._thread(self._survey_blocking, checkpoint)
-
-    def _survey_blocking(self, checkpoint: Checkpoint) -> Survey:
-        manifest = manifests.decode(self._store.manifest(checkpoint.digest))
-        return self._tool().survey(checkpoint.ordinal, manifest, trio.from_thread.check_cancelled)
-
-    def _tool(self) -> Deriver:
-        if self._deriver is None:
-            self._deriver = Deriver(self._store)
-        return self._deriver
-
-    def _say(self, ordinal: int, survey: Survey, wanted: bool) -> None:
-        forms = survey.forms
-        self._store.put_natives(ordinal, Natives(forms[Form.WHOLE], forms[Form.SMALL], wanted))
-
-    async def _make(
-        self,
-        checkpoint: Checkpoint,
-        works: list[Work],
-        *,
-        asked: bool,
-        report: Report = lambda done, total: None,
-        pause: Callable[[], bool] = lambda: False,
-    ) -> tuple[int, list[Damage]]:
-        """Make copies, batch by batch; how many, and what was found damaged on the way. A batch that is cut
-        short leaves none."""
-        total = sum(work.file.size_bytes for work in works)
-        made = done = 0
-        damaged: list[Damage] = []
-
-        def step(count_bytes: int) -> None:
-            nonlocal done
-            trio.from_thread.check_cancelled()
-            if pause():
-                raise _LaterError
-            done += count_bytes
-            report(done, total)
-
-        for batch in _batches(works):
-            kept, hurt = await self._thread(self._make_batch, checkpoint.ordinal, batch, asked, step)
-            made += kept
-            self.counters["derived_made"] += kept
-            for chunk in hurt:
-                damaged.append(
-                    Damage(
-                        checkpoint=checkpoint.name,
-                        path=show_path(chunk.path),
-                        offset=chunk.offset,
-                        length=chunk.length,
-                        problem=chunk.problem,
-                    )
-                )
-                log.error("damage found", checkpoint=checkpoint.name, reason=str(chunk))
-        if made and not asked:
-            log.info("files made native", checkpoint=checkpoint.name, files=made)
-        return made, damaged
-
-    def _make_batch(
-        self, ordinal: int, batch: list[Work], asked: bool, step: Callable[[int], None]
-    ) -> tuple[int, list[ChunkDamaged]]:
-        copies: list[NewCopy] = []
-        hurt: list[ChunkDamaged] = []
-        try:
-            for work in batch:
-                try:
-                    copies.append(self._tool().make(ordinal, work, asked=asked, step=step))
-                except ChunkDamaged as error:
-                    hurt.append(error)
-        except BaseException:
-            for copy in copies:
-                copy.abandon()
-            raise
-        # Recorded first: what was begun before a damage was noted would be given up with it.
-        kept = self._store.record_copies(copies)
-        if hurt:
-            self._store.quarantine([error.digest for error in hurt])
-        return len(kept), hurt
-
-    async def _thread(self, call: Callable[..., T], *arguments: object) -> T:
-        return await trio.to_thread.run_sync(call, *arguments, limiter=self._limiter)
-
-
-def _batches(works: list[Work]) -> list[list[Work]]:
-    batches: list[list[Work]] = []
-    size = _BATCH_BYTES
-    for work in works:
-        if size >= _BATCH_BYTES or len(batches[-1]) >= _BATCH_FILES:
-            batches.append([])
-            size = 0
-        batches[-1].append(work)
-        size += work.cost_bytes
-    return batches

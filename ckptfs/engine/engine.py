@@ -206,7 +206,7 @@ class Engine:
         return {
             **self._creations.counters,
             **self.view.counters(),
-            **self._assembly.counters,
+            **self._assembly.counters(),
             "creations_active": len(self._creations.active()),
         }
 

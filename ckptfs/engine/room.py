@@ -3,8 +3,12 @@ creation fails."""
 
 from __future__ import annotations
 
+import structlog
+
 from ckptfs.engine.config import EngineConfig
 from ckptfs.store import Store
+
+log = structlog.get_logger(__name__)
 
 
 def reserve_bytes(store: Store, config: EngineConfig) -> int:
@@ -15,6 +19,7 @@ def reserve_bytes(store: Store, config: EngineConfig) -> int:
 def room_for(store: Store, config: EngineConfig, needed_bytes: int) -> int:
     """How much is free beside the reserve, after derived copies went if it is less than needed. Blocks."""
     free = store.disk_free_bytes() - reserve_bytes(store, config)
-    if needed_bytes > free:
-        free += store.make_room(needed_bytes - free)
+    if needed_bytes > free and (freed_bytes := store.make_room(needed_bytes - free)):
+        log.info("derived copies made room", bytes=freed_bytes)
+        free += freed_bytes
     return free

@@ -137,6 +137,7 @@ class Core:
         self.writable: set[int] = set()
         #: The derived copies of each checkpoint that has any.
         self.derived: dict[int, DerivedTotals] = {}
+        self.derived_dropped = 0
         #: When a derived copy was last opened, if that was since the last note on the disk.
         self.derived_used: dict[tuple[int, int], float] = {}
         #: Counts what was found damaged: a copy that was begun before is not trusted.

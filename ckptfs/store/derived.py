@@ -173,6 +173,7 @@ def uncount(core: Core, gone: list[tuple[Key, rows.DerivedRow]]) -> None:
         for (ordinal, entry), row in gone:
             count(core, ordinal, row, -1)
             core.derived_used.pop((ordinal, entry), None)
+        core.derived_dropped += len(gone)
 
 
 def forget(writer: Writer, keys: Iterable[Key]) -> list[tuple[Key, rows.DerivedRow]]:

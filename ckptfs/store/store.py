@@ -292,6 +292,11 @@ class Store:
         """Derived copies of one checkpoint, or of all. From memory."""
         return derived.totals(self._core, ordinal)
 
+    @property
+    def copies_dropped(self) -> int:
+        """How many derived copies have gone since the store was opened, for whatever reason."""
+        return self._core.derived_dropped
+
     def drop_copies(self, keys: Iterable[tuple[int, int]]) -> DerivedTotals:
         """Give derived copies back, by ordinal and entry, whoever has them open; what went."""
         return derived.drop(self._core, keys)

@@ -22,6 +22,7 @@ TINY = {
         *("--idle-seconds", "0.1"),
     ],
     "sharing": ["--layers", "2", "--width", "512", "--vocabulary", "4100"],
+    "assemble": ["--bytes", "4000000", "--tensors", "30", "--pairs", "1"],
     "small_files": ["--files", "300", "--per-directory", "100", "--rounds", "1"],
     "index": ["--chunks", "3000", "--files", "7", "--rounds", "1"],
 }

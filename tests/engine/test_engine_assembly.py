@@ -196,7 +196,7 @@ async def test_a_cancelled_request_keeps_what_it_made_and_leaves_no_half(
     async with running(tmp_path / "store") as (engine, store):
         await create(engine, tmp_path, "base", {"f": A + B})
         await create(engine, tmp_path, "tune", {"f": C + B, "slow": D + C + B + A})
-        monkeypatch.setattr("ckptfs.engine.assembly._BATCH_FILES", 1)
+        monkeypatch.setattr("ckptfs.engine.making._BATCH_FILES", 1)
         begun = slow_steps(monkeypatch, only=b"slow")
         async with trio.open_nursery() as nursery:
             nursery.start_soon(engine.assemble, "tune", quiet)

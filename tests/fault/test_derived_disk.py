@@ -279,3 +279,35 @@ async def test_a_checkpoint_asked_for_makes_others_copies_go(disk: MakeDisk, tmp
             assert (await engine.show("one")).native_files == 0
             os.unlink(f"{store.path}/ballast")
         assert audit(store) == []
+
+
+async def test_what_was_mended_is_shared_anew(disk: MakeDisk, tmp_path: Path) -> None:
+    """Damage takes the copies that share blocks with it; the creation that mends it brings them back."""
+    with closing(Store.open(disk(400 * MB, "xfs"))) as store:
+        for name, body in (("base", BASE), ("tuned", TUNED)):
+            (tmp_path / name).mkdir()
+            (tmp_path / name / "m").write_bytes(body)
+        async with Engine(store, EngineConfig(mount="/mnt/somewhere")) as engine:
+            for name in ("base", "tuned"):
+                assert (await ended(engine, name, tmp_path / name)).status == "ready"
+            await native(engine, "tuned")
+            chunk = store.chunk(digest(weights()["layers.0.attention.k.weight"].data))
+            assert chunk is not None
+            with open(store._core.layout.blob(chunk.blob), "r+b") as file:
+                file.seek(chunk.offset + 100)
+                file.write(b"rot")
+            report = await engine.verify("tuned", quiet)
+            assert [damage.path for damage in report.damaged] == ["m"]
+            assert [copy.problem for copy in report.dropped] == ["it shared blocks with a damaged chunk"]
+            assert (await engine.show("tuned")).served_files == {"damaged": 1}
+            assert (await ended(engine, "again", tmp_path / "base")).status == "ready"
+            await native(engine, "tuned")
+            assert (await engine.verify("tuned", quiet)).damaged == []
+        assert content(store, "tuned") == TUNED
+        assert audit(store) == []
+
+
+async def native(engine: Engine, name: str) -> None:
+    with trio.fail_after(20):
+        while (await engine.show(name)).native_files != 1:
+            await trio.sleep(0.02)
