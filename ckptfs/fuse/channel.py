@@ -12,7 +12,7 @@ import errno
 import importlib
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from ckptfs.fuse import device
@@ -28,6 +28,10 @@ class Backings(Protocol):
     async def open(self, fd: int) -> int:
         """Register the file behind ``fd``; the backing id. Raises OSError."""
 
+    async def keep(self, backing_ids: Sequence[int]) -> None:
+        """These are in use, all others of the connection are to be freed. To be called before anything is
+        registered for a request: that would be one of the others."""
+
     def close(self, backing_id: int) -> None:
         """Free an id that no handle uses. Does not wait, and never raises: an id that stays registered
         costs disk space of a deleted file at most."""
@@ -41,6 +45,9 @@ class OwnBackings:
 
     async def open(self, fd: int) -> int:
         return device.backing_open(self._device, fd)
+
+    async def keep(self, backing_ids: Sequence[int]) -> None:
+        """A connection that had nobody before us has no others."""
 
     def close(self, backing_id: int) -> None:
         with contextlib.suppress(OSError):

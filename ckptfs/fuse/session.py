@@ -57,9 +57,8 @@ class MountConfig:
 class FuseSession:
     """Shows ``view`` on a connection. Start :meth:`run` in a nursery; cancel it to let go.
 
-    ``backings``: who registers files with the kernel. ``in_use``: the backing ids that are in use, known
-    when :meth:`run` has started; whoever registers can free all others. ``notes``: what this mount cannot
-    do, and why, in one line; empty when there is nothing to say.
+    ``backings``: who registers files with the kernel. ``notes``: what this mount cannot do, and why, in one
+    line; empty when there is nothing to say.
     """
 
     _in_use: ClassVar[bool] = False
@@ -80,7 +79,6 @@ class FuseSession:
         self._wake = trio.Event()
         self._grace_seconds = self._config.stop_grace_seconds
         self.mountpoint = connection.mount
-        self.in_use: list[int] = []
         self._notes = [connection.notes]
 
     @property
@@ -122,7 +120,7 @@ class FuseSession:
         FuseSession._in_use = True
         try:
             passthrough = self._operations.passthrough = await self._passthrough()
-            self.in_use = passthrough.restore()
+            await self._backings.keep(passthrough.restore())
             self._view.adopt(passthrough.handles())
             takeover = self._operations.takeover = Takeover(
                 self._connection.fuse_fd, self._connection.offered.raw, resend=self._connection.resend

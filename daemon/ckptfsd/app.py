@@ -265,7 +265,6 @@ class Daemon:
             _tell(line)
         self._notifier.send(READY=1, STATUS=line)
         if self._held is not None and self._fuse is not None:
-            self._held.link.keep(self._fuse.in_use)
             self._held.link.ready(self._fuse.notes)
 
     async def doctor(self) -> list[DoctorCheck]:

@@ -144,13 +144,6 @@ class HolderLink:
         """Ask to be replaced. If that fails, the order ``upgrade_failed`` comes."""
         self._say({"do": "upgrade", "argv": argv})
 
-    def keep(self, backings: list[int]) -> None:
-        """Which backing ids are in use (Passthrough.restore()); the holder frees all others."""
-        for start in range(0, len(backings) + 1, _IDS_PER_MESSAGE):
-            part = backings[start : start + _IDS_PER_MESSAGE]
-            more = start + _IDS_PER_MESSAGE <= len(backings)
-            self._say({"do": "keep", "backings": part, "more": more})
-
     # --- ckptfs.fuse.channel.Backings ------------------------------------------------------------------
 
     async def open(self, fd: int) -> int:
@@ -171,6 +164,14 @@ class HolderLink:
             why = int(answer.get("error") or errno.EIO)
             raise OSError(why, os.strerror(why))
         return int(answer["backing"])
+
+    async def keep(self, backing_ids: Sequence[int]) -> None:
+        """A part that gets lost would be freed: each waits for its place in the holder's mailbox."""
+        with contextlib.suppress(OSError):  # the holder is gone, and frees nothing
+            for start in range(0, len(backing_ids) + 1, _IDS_PER_MESSAGE):
+                part = list(backing_ids[start : start + _IDS_PER_MESSAGE])
+                more = start + _IDS_PER_MESSAGE <= len(backing_ids)
+                await self._say_when_possible({"do": "keep", "backings": part, "more": more}, ())
 
     def close(self, backing_id: int) -> None:
         self._say({"do": "close", "backing": backing_id})

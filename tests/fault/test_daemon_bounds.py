@@ -216,3 +216,27 @@ def test_a_file_that_can_be_native_while_it_is_open_is_so_after_it_was_closed(tm
 def modes(serving: Node) -> tuple[int, int]:
     counters = serving.counters()
     return counters["files_open_native"], counters["files_open_served"]
+
+
+def test_files_that_are_opened_first_while_no_worker_lives(tmp_path: Path) -> None:
+    """The next worker finds their OPENs before it finds anything else: what it registers for them then is
+    not what its predecessor left."""
+    files = 24
+    source = numbered_files(tmp_path / "many", native=files, packed=0)
+    with node(tmp_path) as serving:
+        serving.daemon.run("create", "many", str(source))
+        serving.daemon.run("attach", "many", "--job", "j")
+        folder = serving.path("many")
+        for _ in range(3):
+            with openers(folder, files, each=1) as each, openers(folder, files) as again:
+                assert each.do("turn") == files  # now the kernel knows the names: what it asks next is OPEN
+                all_closed(serving)
+                count = serving.kill_worker()
+                until(lambda n=count: serving.deaths() >= n, "it is dead")
+                assert each.do("open") == files
+                serving.wait_ready(count + 1)
+                assert serving.counters()["files_open_native"] == files
+                assert again.do("open") == files, "a second handle names the same backing file"
+                assert again.do("read") == each.do("read") == files
+                assert again.do("close") == each.do("close") == files
+            all_closed(serving)

@@ -184,20 +184,18 @@ class Worker:
         self._stats.set("pid", os.getpid())
         self._ended = trio.Event()
 
-    def serve(
+    async def serve(
         self, nursery: trio.Nursery, connection: Connection, backings: Backings, why_not: str = ""
-    ) -> list[int]:
-        """Answers the backing ids that are in use."""
+    ) -> None:
         self._ended = trio.Event()
         passthrough = Passthrough(Modes(ModeTable(connection.modes_fd)), backings, why_not=why_not)
-        in_use = passthrough.restore()
+        await backings.keep(passthrough.restore())
         operations = Mirror(self._directory, self._stats, passthrough)
         takeover = operations.takeover = Takeover(
             connection.fuse_fd, connection.offered.raw, resend=connection.resend
         )
         pyfuse3.init(operations, takeover.mountpoint, set())
         nursery.start_soon(self._loop)
-        return in_use
 
     async def _loop(self) -> None:
         try:
@@ -227,7 +225,7 @@ class Worker:
                         os._exit(8)
                     assert order.introduction is not None
                     connection = order.introduction.connection
-                    link.keep(self.serve(nursery, connection, link))
+                    await self.serve(nursery, connection, link)
                     link.ready()
                     nursery.start_soon(self._end_with_loop, link)
                 elif order.verb == "pause":
@@ -252,7 +250,7 @@ class Worker:
         why_not = channel.missing() or channel.missing_in_kernel(offered)
         why_not = why_not or await channel.missing_in_store(OwnBackings(fd), self._directory)
         async with trio.open_nursery() as nursery:
-            self.serve(nursery, connection, OwnBackings(fd), why_not)
+            await self.serve(nursery, connection, OwnBackings(fd), why_not)
             print(why_not or "native", flush=True)
             await trio.lowlevel.FdStream(os.dup(0)).receive_some()
             connection.unmount()

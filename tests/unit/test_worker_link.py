@@ -123,8 +123,7 @@ async def test_all_ids_in_use_are_told_and_the_last_part_says_so(
     holder, link = ends
     told: list[int] = []
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(trio.lowlevel.checkpoint)
-        link.keep(list(range(1, count + 1)))
+        nursery.start_soon(link.keep, list(range(1, count + 1)))
         while True:
             message = await receive(holder)
             told += message["backings"]
