@@ -10,7 +10,8 @@
 - ``assembly``   which files get a derived copy, and when; ``making`` batch by batch; ``derive`` one of them
 - ``forms``      how each file lies in the store: can the kernel read it without us
 - ``room``       what is left free of the disk, and how it is kept
-- ``view``       what the mount shows; ``nodes`` what stat shows of it; ``reader`` bytes from their extents;
+- ``view``       what the mount shows; ``nodes`` what stat shows of it; ``reader`` bytes from their extents,
+                 ``recent`` of files that were open lately;
                  ``content`` for `cat`
 """
 

@@ -40,6 +40,7 @@ from ckptfs.engine.nodes import (
     tree_children,
 )
 from ckptfs.engine.reader import FileReader, WarmReads
+from ckptfs.engine.recent import RecentReaders
 from ckptfs.errors import CkptfsError, StoreDamaged
 from ckptfs.model.manifest import Directory, File, Link, decode
 from ckptfs.model.tree import Tree
@@ -84,6 +85,7 @@ class View:
         self._loading: dict[int, trio.Lock] = {}
         self._load_limiter = trio.CapacityLimiter(_LOAD_THREADS)
         self._open: dict[int, _Open] = {}
+        self._recent = RecentReaders(store)
         self._open_files: Counter[int] = Counter()
         self._listeners: list[Callable[[set[bytes]], None]] = []
         self._changed_ns = time.time_ns()
@@ -233,7 +235,7 @@ class View:
         try:
             opened = self._open.get(inode)
             if opened is None or opened.reader is None:
-                reader = await self._reader(ordinal, inode)
+                reader = self._recent.take(inode) or await self._reader(ordinal, inode)
                 opened = self._open.setdefault(inode, _Open(reader))
                 opened.reader = opened.reader or reader
             opened.count += 1
@@ -334,6 +336,8 @@ class View:
         opened.inherited = min(opened.inherited, opened.count)
         if opened.count <= 0:
             del self._open[inode]
+            if opened.reader is not None:
+                self._recent.keep(inode, opened.reader)
         for _ in range(handles):
             self._closed(split(inode)[0])
 
