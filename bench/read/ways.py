@@ -59,6 +59,7 @@ def parallel(path: Path) -> Iterator[int]:
 
 def at_random(path: Path, request_bytes: int, most: int) -> Iterator[int]:
     """Reads at different places, in no order."""
+    request_bytes = min(request_bytes, path.stat().st_size)
     places = path.stat().st_size // request_bytes
     chosen = random.Random(SEED).sample(range(places), min(most, places))
     buffer = memoryview(bytearray(request_bytes))
