@@ -27,6 +27,8 @@ pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="the daemon mounts, wh
 
 READERS = 64
 
+HOLDER_KIB = 15_000
+
 SERVED_ONLY = "[mount]\npassthrough = false\n"
 
 
@@ -34,7 +36,7 @@ def kill_under_readers(serving: Node, source: Path, kills: int) -> dict[str, Any
     """Kill the worker again and again, each time at another moment after it got ready."""
     mounted = serving.path(source.name)
     with readers(mounted, source, READERS) as jobs:
-        time.sleep(1.0)
+        time.sleep(0.5)
         for _ in range(kills):
             count = serving.kill_worker()
             serving.wait_ready(count + 1)
@@ -56,8 +58,8 @@ def check_kinds(serving: Node, *, native: bool) -> None:
 @pytest.mark.parametrize(
     ("kills", "config"),
     [
-        pytest.param(8, "", id="8"),
-        pytest.param(2, SERVED_ONLY, id="2-passthrough-off"),
+        pytest.param(5, "", id="5"),
+        pytest.param(5, SERVED_ONLY, id="5-passthrough-off", marks=pytest.mark.slow),
         pytest.param(100, "", id="100", marks=[pytest.mark.slow, pytest.mark.timeout(600)]),
         pytest.param(
             100, SERVED_ONLY, id="100-passthrough-off", marks=[pytest.mark.slow, pytest.mark.timeout(600)]
@@ -67,8 +69,8 @@ def check_kinds(serving: Node, *, native: bool) -> None:
 def test_kills_under_readers_cost_a_pause(tmp_path: Path, kills: int, config: str) -> None:
     with node(tmp_path, config=config) as serving:
         source = checkpoint(serving, tmp_path)
-        with readers(serving.path("model"), source, READERS) as jobs:
-            time.sleep(0.5)
+        with readers(serving.path("model"), source, READERS // 4) as jobs:
+            time.sleep(0.3)
             jobs.end_well()
         before = serving.holds()
         report = kill_under_readers(serving, source, kills)
@@ -89,6 +91,8 @@ def what_is_left(serving: Node, before: dict[str, int], kills: int) -> None:
     assert after["worker descriptors"] <= before["worker descriptors"] + 4
     assert after["holder KiB"] <= before["holder KiB"] + 512
     assert after["native_table_used"] == after["files_open_native"]
+    assert memory_kib(serving.holder, "Rss") < HOLDER_KIB
+    assert memory_kib(serving.holder, "Pss") < HOLDER_KIB
     serving.daemon.run("detach", "--job", "job-model")
     if phantoms:
         refused = serving.daemon.run("remove", "model", code=None)
@@ -156,7 +160,7 @@ def ask(serving: Node) -> float:
 def test_a_question_between_two_workers_waits_and_is_answered(tmp_path: Path) -> None:
     with node(tmp_path) as serving, concurrent.futures.ThreadPoolExecutor(50) as clients:
         waited = []
-        for _ in range(3):
+        for _ in range(2):
             count = serving.kill_worker()
             # Gone before anybody asks: what was being answered is another matter.
             until(lambda n=count: serving.deaths() >= n, "it is dead")
@@ -164,11 +168,12 @@ def test_a_question_between_two_workers_waits_and_is_answered(tmp_path: Path) ->
             assert len(serving.ready()) == count, "nobody serves yet"
             waited += [answer.result(30) for answer in asked]
             serving.wait_ready(count + 1)
-        assert len(waited) == 150
+        assert len(waited) == 100
         say("status between two workers", longest_seconds=max(waited))
         assert max(waited) > 0.1, "they did wait"
 
 
+@pytest.mark.slow
 def test_clients_during_upgrades_get_an_answer_or_one_that_a_retry_cures(tmp_path: Path) -> None:
     over = threading.Event()
 
@@ -200,19 +205,7 @@ def test_clients_during_upgrades_get_an_answer_or_one_that_a_retry_cures(tmp_pat
         assert len(serving.events("upgraded")) == 2
 
 
-# --- Small and soon --------------------------------------------------------------------------------------
-
-
-def test_the_holder_stays_small(tmp_path: Path) -> None:
-    with node(tmp_path) as serving:
-        checkpoint(serving, tmp_path)
-        for _ in range(2):
-            count = serving.kill_worker()
-            serving.wait_ready(count + 1)
-        rss, pss = memory_kib(serving.holder, "Rss"), memory_kib(serving.holder, "Pss")
-        say("the holder", rss_kib=rss, pss_kib=pss, worker_rss_kib=memory_kib(serving.worker(), "Rss"))
-        assert rss < 15_000
-        assert pss < 15_000
+# --- Soon --------------------------------------------------------------------------------------
 
 
 @pytest.fixture

