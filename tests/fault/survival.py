@@ -8,7 +8,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -203,7 +202,3 @@ def say(what: str, **figures: Any) -> None:
     """A figure for people: pytest shows it with -s or -rP."""
     shown = ", ".join(f"{k}={v:.2f}" if isinstance(v, float) else f"{k}={v}" for k, v in figures.items())
     print(f"\n{what}: {shown}", flush=True)
-
-
-def pause(seconds: float) -> None:
-    time.sleep(seconds)
