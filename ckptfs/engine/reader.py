@@ -23,7 +23,7 @@ import trio
 from ckptfs.errors import StoreDamaged
 from ckptfs.model.manifest import DIGEST_BYTES, File
 from ckptfs.model.names import show_path
-from ckptfs.store import Store
+from ckptfs.store import BlobHandle, Store
 
 #: The largest request that the kernel sends by default (256 pages).
 MAX_REQUEST_BYTES = 1 << 20
@@ -113,6 +113,18 @@ class FileReader:
     @property
     def extent_count(self) -> int:
         return len(self._starts)
+
+    def extents(self) -> Iterator[tuple[int, int, int]]:
+        """``(start, blob, offset)`` of each, in order; one ends where the next starts. Blob 0: zeros."""
+        return zip(self._starts, self._blobs, self._offsets, strict=True)
+
+    def blobs(self) -> list[int]:
+        """The blobs that have bytes of it."""
+        return sorted(set(self._blobs) - {0})
+
+    def open_blob(self, blob: int) -> BlobHandle:
+        """Its descriptor (``.fd``), open until the handle is closed."""
+        return self._store.blob(blob)
 
     def pieces(self, offset: int, length: int) -> Iterator[tuple[int, int, int]]:
         """``(blob, offset_in_blob, length)`` of each run of the range, which must lie in the file."""

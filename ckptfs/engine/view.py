@@ -259,6 +259,11 @@ class View:
             return partial(_copy_descriptor, self._store, ordinal, node - 1, reader.size_bytes)
         return None
 
+    def reader_of(self, inode: int) -> FileReader | None:
+        """Where the bytes of a file lie that is open."""
+        opened = self._open.get(inode)
+        return opened.reader if opened else None
+
     def release(self, inode: int) -> None:
         """A handle is closed. One that is not known is not counted."""
         if inode in self._open:

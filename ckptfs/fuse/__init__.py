@@ -15,6 +15,7 @@ Reads past the daemon, and a mount that outlives it:
 - ``passthrough``   opens and releases of files, where some are native
 - ``modes``         the rules about how an inode is open; ``mode_table`` keeps that for the next process
 - ``channel``       the extension, who registers files with the kernel, and why it may not work
+- ``splice``        reads of what is in the page cache, answered by the extension without Python
 - ``init_reply``    the first exchange with the kernel, as bytes
 - ``device``        what is said on /dev/fuse beside libfuse: INIT, resend, errors, backing files
 - ``takeover``      serve a connection that somebody else has made
@@ -27,7 +28,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-# Before any module of this room imports pyfuse3: that must find the extension's symbol.
+# Before any module of this room imports pyfuse3: that must find the extension's symbols.
 from ckptfs.fuse import channel as channel
 
 if TYPE_CHECKING:

@@ -33,6 +33,8 @@
 
 #include <fuse3/fuse_lowlevel.h>
 
+#include "_splice.h"
+
 /* linux/fuse.h of 6.9 and later; the headers of older systems lack these. */
 #define CKPTFS_FOPEN_NOFLUSH (1u << 5)
 #define CKPTFS_FOPEN_PASSTHROUGH (1u << 7)
@@ -204,4 +206,11 @@ static struct PyModuleDef definition = {
     .m_methods = methods,
 };
 
-PyMODINIT_FUNC PyInit__channel(void) { return PyModule_Create(&definition); }
+PyMODINIT_FUNC PyInit__channel(void) {
+    PyObject *module = PyModule_Create(&definition);
+    if (module != NULL && PyModule_AddFunctions(module, ckptfs_reads_methods) < 0) {
+        Py_DECREF(module);
+        return NULL;
+    }
+    return module;
+}

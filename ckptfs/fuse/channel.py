@@ -75,6 +75,28 @@ def statistics() -> dict[str, int]:
     return _extension.statistics() if _extension is not None else {}
 
 
+def reads_keep(handle: int, size_bytes: int, extents: bytes, fds: bytes) -> bool:
+    """Answer READs of this handle from these descriptors, without Python. False: these cannot be read so."""
+    return _extension is not None and _extension.reads_keep(handle, size_bytes, extents, fds)
+
+
+def reads_drop(handle: int) -> None:
+    if _extension is not None:
+        _extension.reads_drop(handle)
+
+
+def reads_clear() -> None:
+    """Forget all handles: for another connection."""
+    if _extension is not None:
+        _extension.reads_clear()
+
+
+def reads_statistics() -> dict[str, int]:
+    """``received``: requests that came through the extension; ``answered``, ``answered_bytes``: READs
+    without Python; ``handed_up``: other READs; ``kept``: handles."""
+    return _extension.reads_statistics() if _extension is not None else {}
+
+
 def missing() -> str:
     """Why this process cannot answer OPEN with passthrough; empty when it can."""
     if _extension is None:
@@ -132,6 +154,10 @@ class _Extension(Protocol):
     def clear(self) -> None: ...
     def statistics(self) -> dict[str, int]: ...
     def is_first(self) -> bool: ...
+    def reads_keep(self, handle: int, size: int, extents: bytes, fds: bytes, /) -> bool: ...
+    def reads_drop(self, handle: int, /) -> bool: ...
+    def reads_clear(self) -> None: ...
+    def reads_statistics(self) -> dict[str, int]: ...
 
 
 def _load() -> tuple[_Extension | None, str]:

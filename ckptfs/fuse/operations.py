@@ -28,6 +28,7 @@ from ckptfs.engine.view import View
 from ckptfs.fuse.boundary import Faults, boundary
 from ckptfs.fuse.listing import LARGE_DIRECTORY, BareEntry, Listers, bare_entry
 from ckptfs.fuse.passthrough import Passthrough
+from ckptfs.fuse.splice import SplicedReads
 from ckptfs.fuse.takeover import Takeover
 
 FOREVER_SECONDS = 365 * 24 * 3600.0
@@ -63,6 +64,7 @@ class CheckpointOperations(pyfuse3.Operations):
         #: Set by the session before the first request.
         self.passthrough: Passthrough | None = None
         self.takeover: Takeover | None = None
+        self.spliced = SplicedReads(0)
         self.faults = Faults()
         self._listers = Listers()
         self._bare = bare_entry()
@@ -172,7 +174,9 @@ class CheckpointOperations(pyfuse3.Operations):
         # The boundary written out: this is the one handler where another coroutine would be felt.
         # pyfuse3 takes any contiguous buffer, and copies it before anything else runs (WarmReads).
         try:
-            return await self._view.read(fh, off, size)
+            data = await self._view.read(fh, off, size)
+            self.spliced.read(fh, self._view.reader_of(fh), off + size)
+            return data
         except Exception as error:
             raise self.faults.answer("read", (fh, off, size), error) from None
 
@@ -180,6 +184,8 @@ class CheckpointOperations(pyfuse3.Operations):
     async def release(self, fh: int) -> None:
         assert self.passthrough is not None
         self._view.release(fh)
+        if self._view.reader_of(fh) is None:
+            self.spliced.release(fh)
         self.passthrough.release(fh)
 
     # --- Everything that would change something --------------------------------------------------------

@@ -333,6 +333,7 @@ def engine_config(config: Config) -> EngineConfig:
 def mount_config(config: Config) -> MountConfig:
     return MountConfig(
         max_tasks=config.mount.max_requests,
+        spliced_blobs=config.mount.spliced_blobs,
         stop_grace_seconds=config.mount.stop_grace_seconds,
     )
 

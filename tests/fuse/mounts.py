@@ -45,6 +45,15 @@ class Mount:
     def counter(self, name: str) -> int:
         return int(self.do("counters")[name])
 
+    def reads(self) -> int:
+        """Reads that were answered so far, in whatever way."""
+        found = self.do("counters")
+        return sum(int(found[way]) for way in ("reads_spliced", "reads_inline", "reads_in_thread"))
+
+    def read_bytes(self) -> int:
+        found = self.do("counters")
+        return int(found["read_bytes"]) + int(found["spliced_bytes"])
+
     def stop(self) -> int:
         assert self.process.stdin
         with contextlib.suppress(BrokenPipeError):

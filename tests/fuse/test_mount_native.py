@@ -27,7 +27,7 @@ libc.mmap.argtypes = [
 
 
 def reads(mount: Mount) -> int:
-    return mount.counter("reads_inline") + mount.counter("reads_in_thread")
+    return mount.reads()
 
 
 def test_a_whole_file_costs_the_daemon_no_read(mounted: Starter) -> None:

@@ -205,6 +205,7 @@ def test_every_limit_says_its_unit() -> None:
         "max_jobs",
         "max_background",
         "max_requests",
+        "spliced_blobs",
     }
     found = set()
     for section in tomllib.loads(load({}, {}, default_file="/no/such").render()).values():

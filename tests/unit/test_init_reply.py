@@ -16,7 +16,7 @@ LINUX_6_18 = bytes.fromhex(
 # What it was answered with the defaults; passthrough and resend worked on that connection.
 ANSWER = bytes.fromhex(
     "5000000000000000020000000000000007000000280000000000020039a0e4400010000c001000000100"
-    "0000000400 00a0000000 01000000".replace(" ", "")
+    "0000fc0000 00a0000000 01000000".replace(" ", "")
     + "00" * 24
 )
 
