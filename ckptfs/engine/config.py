@@ -11,9 +11,26 @@ MIB = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
+class ReadLimits:
+    """Of what the mount asks, by kind: none of them waits for another kind's."""
+
+    # Reads that wait for the disk at a time, of all checkpoints. More than any disk has in flight for one
+    # node's readers; each may hold a thread and a buffer of a request's size (1 MiB).
+    warm_reads: int = 64
+    # The share of one checkpoint. As many large reads keep a disk busy, and four checkpoints whose disk
+    # stands still are needed to stop the reads of a fifth.
+    warm_reads_each: int = 16
+    # Manifests that are decoded, and long lists of chunks that are looked up. Python work: more at a time
+    # would only contend for the interpreter.
+    metadata_loads: int = 2
+
+
+@dataclass(frozen=True, slots=True)
 class EngineConfig:
     # Where the mount is, for the paths that jobs are told; None when the daemon runs without one.
     mount: str | None = None
+
+    reads: ReadLimits = ReadLimits()
 
     # Creation
     max_creations: int = 4  # that run at once; the others wait with the status "new"

@@ -63,7 +63,7 @@ class Engine:
         self._creations = Creations(store, config)
         self._leases = Leases(store, config)
         self._catalog = Catalog(store, self._creations, self._leases.jobs_of)
-        self.view = View(store, self._leases.attached)
+        self.view = View(store, self._leases.attached, config.reads)
         self._leases.on_change = self.view.refresh
         self._lookers = trio.CapacityLimiter(_LOOKERS)
         self._reading: Counter[int] = Counter()  # ordinals that something here reads

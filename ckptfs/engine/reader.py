@@ -1,12 +1,4 @@
-"""A file's bytes from where they lie: its extents, and how they are read.
-
-:class:`FileReader` knows where one file's bytes are; :class:`WarmReads` fetches them for the mount.
-
-How a warm read goes. In the page cache the bytes are a memory copy away, and handing that copy to a
-thread costs more than the copy; on the disk they are milliseconds away, and waiting for them in the
-event loop stops every other request. Which of the two it is only the kernel knows, so it is asked:
-``preadv`` with RWF_NOWAIT copies what is in the page cache, and a thread reads the rest.
-"""
+"""A file's bytes from where they lie: its extents, and how they are read."""
 
 from __future__ import annotations
 
@@ -14,26 +6,16 @@ import errno
 import os
 from array import array
 from bisect import bisect_right
-from collections import Counter
 from collections.abc import Iterator
 from typing import NamedTuple
-
-import trio
 
 from ckptfs.errors import StoreDamaged
 from ckptfs.model.manifest import DIGEST_BYTES, File
 from ckptfs.model.names import show_path
 from ckptfs.store import BlobHandle, Store
 
-#: The largest request that the kernel sends by default (256 pages).
-MAX_REQUEST_BYTES = 1 << 20
-
-#: Threads that wait for the disk. More than any disk has in flight for one node's readers; each may
-#: hold one buffer of MAX_REQUEST_BYTES.
-WARM_THREADS = 32
-
 _LOOKUP_BATCH = 8192  # digests of one read transaction: bounds what is held in Python at a time
-_ZEROS = bytes(MAX_REQUEST_BYTES)
+_ZEROS = bytes(1 << 20)
 
 
 class Extent(NamedTuple):
@@ -201,52 +183,3 @@ class FileReader:
 
     def close(self) -> None:
         """Nothing is held open between reads; callers need not know that."""
-
-
-class WarmReads:
-    """Reads for the mount, inline from the page cache or in one of a bounded number of threads.
-
-    The answer of :meth:`read` is a view of a buffer that the next read may fill again. That is safe
-    under one rule: the caller uses it up before its next await. pyfuse3 does: from the handler's
-    return to the reply, which copies, nothing else of the event loop runs. Threads fill only buffers
-    that were taken from the pool for them, in the event loop.
-    """
-
-    def __init__(self, threads: int = WARM_THREADS) -> None:
-        self.limiter = trio.CapacityLimiter(threads)
-        self.counters: Counter[str] = Counter(reads_inline=0, reads_in_thread=0, read_bytes=0)
-        self._inline = memoryview(bytearray(MAX_REQUEST_BYTES))
-        self._pool: list[memoryview] = []
-
-    async def read(self, reader: FileReader, offset: int, length: int) -> memoryview:
-        length = reader.clamp(offset, length)
-        if length > len(self._inline):  # fs.fuse.max_pages_limit was raised
-            self._inline = memoryview(bytearray(length))
-        view = self._inline[:length]
-        filled = reader.read_resident(offset, view) if length else 0
-        self.counters["read_bytes"] += length
-        if filled == length:
-            self.counters["reads_inline"] += 1
-            return view
-        self.counters["reads_in_thread"] += 1
-        # What was filled is read again: keeping it would cost a buffer for every reader that waits here.
-        async with self.limiter:
-            buffer = self._take(length)
-            part = buffer[:length]
-            # Only the end of the session cancels a read; the thread, and the buffer, are left behind then.
-            await trio.to_thread.run_sync(
-                reader.read_into, offset, part, limiter=_UNLIMITED, abandon_on_cancel=True
-            )
-            self._pool.append(buffer)
-        return part
-
-    def _take(self, length: int) -> memoryview:
-        while self._pool:
-            buffer = self._pool.pop()
-            if len(buffer) >= length:
-                return buffer
-        return memoryview(bytearray(max(length, MAX_REQUEST_BYTES)))
-
-
-# The bound is WarmReads.limiter, taken before the buffer; trio wants a limiter for the thread too.
-_UNLIMITED = trio.CapacityLimiter(1_000_000)

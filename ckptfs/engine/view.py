@@ -23,6 +23,7 @@ from typing import NamedTuple
 import structlog
 import trio
 
+from ckptfs.engine.config import ReadLimits
 from ckptfs.engine.nodes import (
     DIRECTORY_BYTES,
     DIRECTORY_MODE,
@@ -39,17 +40,15 @@ from ckptfs.engine.nodes import (
     split,
     tree_children,
 )
-from ckptfs.engine.reader import FileReader, WarmReads
+from ckptfs.engine.reader import FileReader
 from ckptfs.engine.recent import RecentReaders
+from ckptfs.engine.warm import WarmReads
 from ckptfs.errors import CkptfsError, StoreDamaged
 from ckptfs.model.manifest import Directory, File, Link, decode
 from ckptfs.model.tree import Tree
 from ckptfs.store import Checkpoint, Store
 
 log = structlog.get_logger(__name__)
-
-# Manifests are decoded by few threads: it is Python work, more would only contend for the GIL.
-_LOAD_THREADS = 2
 
 # Index lookups of a file with fewer chunks take less time than handing them to a thread.
 _INLINE_LOOKUPS = 64
@@ -76,21 +75,27 @@ class _Open:
 class View:
     """``attached`` answers what is to be shown, by name; call :meth:`refresh` whenever that changed."""
 
-    def __init__(self, store: Store, attached: Callable[[], Mapping[str, Checkpoint]]) -> None:
+    def __init__(
+        self,
+        store: Store,
+        attached: Callable[[], Mapping[str, Checkpoint]],
+        limits: ReadLimits | None = None,
+    ) -> None:
+        limits = limits or ReadLimits()
         self._store = store
         self._source = attached
         self._by_name: dict[bytes, Checkpoint] = {}
         self._names: dict[int, bytes] = {}  # ordinal -> name, in the order of ordinals
         self._loaded: dict[int, Loaded] = {}
         self._loading: dict[int, trio.Lock] = {}
-        self._load_limiter = trio.CapacityLimiter(_LOAD_THREADS)
+        self._load_limiter = trio.CapacityLimiter(limits.metadata_loads)
         self._open: dict[int, _Open] = {}
         self._recent = RecentReaders(store)
         self._open_files: Counter[int] = Counter()
         self._listeners: list[Callable[[set[bytes]], None]] = []
         self._changed_ns = time.time_ns()
         self._manifests_decoded = 0
-        self.reads = WarmReads()
+        self.reads = WarmReads(limits)
         self.refresh()
 
     # --- What the engine asks ----------------------------------------------------------------------
@@ -282,7 +287,7 @@ class View:
             if opened is not None:
                 opened.reader = reader
         try:
-            return await self.reads.read(reader, offset, length)
+            return await self.reads.read(reader, offset, length, checkpoint=split(inode)[0])
         except StoreDamaged as error:
             raise await self._damage_of(split(inode)[0], error) from error
 

@@ -26,7 +26,7 @@ from dataclasses import asdict, dataclass
 import trio
 
 from ckptfs import __version__
-from ckptfs.engine.config import EngineConfig
+from ckptfs.engine.config import EngineConfig, ReadLimits
 from ckptfs.engine.engine import Engine
 from ckptfs.errors import CkptfsError, Conflict, MountError
 from ckptfs.fuse.connection import Connection
@@ -311,6 +311,11 @@ def engine_config(config: Config) -> EngineConfig:
     """Every limit of the engine, from the configuration."""
     return EngineConfig(
         mount=config.mount.path if config.mount.enabled else None,
+        reads=ReadLimits(
+            warm_reads=config.mount.warm_reads,
+            warm_reads_each=config.mount.warm_reads_each,
+            metadata_loads=config.mount.metadata_loads,
+        ),
         max_creations=config.ingest.max_creations,
         max_checkpoint_bytes=config.store.max_checkpoint_bytes,
         max_entries=config.source.max_entries,

@@ -61,6 +61,11 @@ class MountSection(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fie
     passthrough: bool = True
     # Requests that are served at a time; more than reads can wait for a disk, or a stat waits with them.
     max_requests: Annotated[int, msgspec.Meta(ge=64, le=1_000_000)] = 8192
+    # Reads that wait for the disk at a time, and how many of them may be one checkpoint's.
+    warm_reads: Threads = 64
+    warm_reads_each: Threads = 16
+    # Manifests that are decoded at a time.
+    metadata_loads: Threads = 2
     # Blobs kept open for the extension that answers reads from the page cache without Python; 0: none.
     spliced_blobs: Annotated[int, msgspec.Meta(ge=0, le=1_000_000)] = 1024
     # For requests under way when the daemon stops. (When another worker goes on they are that one's.)

@@ -14,11 +14,14 @@ import select
 import signal
 import sys
 import time
+from dataclasses import fields
 from typing import Any
 
 import structlog
 import trio
 
+from ckptfs.engine import warm
+from ckptfs.engine.config import ReadLimits
 from ckptfs.engine.view import View
 from ckptfs.errors import CkptfsError
 from ckptfs.fuse import FuseSession, MountConfig, connection, session
@@ -33,7 +36,11 @@ class MountProcess:
         terms = {name: options.pop(name) for name in list(options) if name in connection.Terms._fields}
         if options.pop("without_ticks", False):  # to see what the cure cures
             session.ticking = lambda: contextlib.nullcontext(True)
-        self.view = View(store, self.attached)
+        if options.pop("threads_of_everybody", False):
+            warm._threads = None
+        limits = {field.name for field in fields(ReadLimits)} & set(options)
+        self.view = View(store, self.attached, ReadLimits(**{name: options.pop(name) for name in limits}))
+        self.worst_gap_seconds = 0.0
         self.connection = connection.connect(mountpoint, connection.Terms(**terms))
         self.session = FuseSession(
             self.view,
@@ -52,8 +59,16 @@ class MountProcess:
             structlog.get_logger().warning(note)
         self.connection.close()
 
+    async def watch(self) -> None:
+        """How long a task of the loop that wants to run every 10 ms had to wait for it."""
+        while True:
+            before = time.monotonic()
+            await trio.sleep(0.01)
+            self.worst_gap_seconds = max(self.worst_gap_seconds, time.monotonic() - before)
+
     async def run(self) -> None:
         async with trio.open_nursery() as nursery:
+            self.nursery = nursery
             await nursery.start(self.session.run)
             say({"ready": self.session.mountpoint, "notes": self.session.notes})
             lines = trio.lowlevel.FdStream(os.dup(0))
@@ -85,6 +100,10 @@ class MountProcess:
             return {"open_files": self.view.open_files(request["ordinal"])}
         elif what == "ambush":
             trio.lowlevel.add_instrument(Ambush(self.fuse_descriptor(), request["pid"]))
+        elif what == "watch":
+            self.nursery.start_soon(self.watch)
+        elif what == "worst_gap":
+            return {"seconds": self.worst_gap_seconds}
         elif what == "counters":
             return {**self.view.counters(), **self.session.counters()}
         else:

@@ -1,4 +1,5 @@
-"""A disk that stops: shows a directory of blobs, and holds every read while a gate file exists.
+"""A disk that stops: shows a directory of blobs, and holds reads while a gate file exists: of the files whose
+names are lines of it, of all files if it is empty.
 
 ``python slow_disk.py BACKING MOUNT GATE``. A file system below the store is where a slow disk really
 is: the store, the view and the mount under test run unchanged. Reads are not cached (direct_io), and
@@ -22,6 +23,7 @@ class SlowDisk(pyfuse3.Operations):
         super().__init__()
         self._paths = {pyfuse3.ROOT_INODE: os.fsencode(backing)}
         self._gate = gate
+        self._open: dict[int, str] = {}
 
     def _attributes(self, path: bytes) -> EntryAttributes:
         try:
@@ -55,13 +57,23 @@ class SlowDisk(pyfuse3.Operations):
                     return
 
     async def open(self, inode, flags, ctx):  # type: ignore[no-untyped-def]
-        return FileInfo(fh=os.open(self._paths[inode], os.O_RDONLY), direct_io=True)
+        fh = os.open(self._paths[inode], os.O_RDONLY)
+        self._open[fh] = os.fsdecode(os.path.basename(self._paths[inode]))
+        return FileInfo(fh=fh, direct_io=True)
+
+    def _held(self, fh: int) -> bool:
+        try:
+            with open(self._gate) as gate:
+                names = gate.read().split()
+        except FileNotFoundError:
+            return False
+        return not names or self._open[fh] in names
 
     async def release(self, fh):  # type: ignore[no-untyped-def]
         os.close(fh)
 
     async def read(self, fh, off, size):  # type: ignore[no-untyped-def]
-        while os.path.exists(self._gate):
+        while self._held(fh):
             await trio.sleep(0.01)
         return os.pread(fh, size, off)
 

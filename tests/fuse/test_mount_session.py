@@ -6,18 +6,15 @@ import contextlib
 import errno
 import fcntl
 import os
-import select
-import signal
 import stat
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from mounts import Mount, MountRefused, Starter, clean_up, start_mount
+from mounts import MountRefused, Starter
 
 from ckptfs.fuse import mountinfo, tuning
 from ckptfs.testing.checkpoints import noise
@@ -61,172 +58,13 @@ def test_the_readahead_is_what_makes_it_fast(mounted: Starter) -> None:
     assert requests[8192] <= 24
 
 
-# --- The freeze ----------------------------------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def ambushed(mount: Mount) -> Iterator[None]:
-    """A client that is killed between the loop's poll and its read."""
-    program = f"import os; print(flush=True); input(); os.path.exists({mount.path('nobody')!r})"
-    client = subprocess.Popen(
-        [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
-    assert client.stdin
-    assert client.stdout
-    client.stdout.readline()
-    mount.do("ambush", pid=client.pid)
-    client.stdin.write("\n")
-    client.stdin.close()
-    assert client.wait(10) == -signal.SIGKILL
-    client.stdout.close()
-    yield
-
-
-def answers_within(mount: Mount, seconds: float) -> bool:
-    assert mount.process.stdin
-    assert mount.process.stdout
-    mount.process.stdin.write(b'{"do": "counters"}\n')
-    mount.process.stdin.flush()
-    if not select.select([mount.process.stdout], [], [], seconds)[0]:
-        return False
-    return bool(mount.process.stdout.readline())
-
-
-def test_a_reader_killed_at_the_worst_moment_freezes_nothing(mounted: Starter) -> None:
-    mount = mounted({"c": {b"f": b"x"}})
-    for _ in range(3):
-        with ambushed(mount):
-            assert answers_within(mount, 1.0)
-
-
-def test_without_the_ticks_it_does_freeze(mounted: Starter) -> None:
-    """The fault of the test above fires; this is what it looks like, until somebody touches the mount."""
-    mount = mounted({"c": {b"f": b"x"}}, without_ticks=True)
-    with ambushed(mount):
-        assert not answers_within(mount, 1.5)
-        os.path.exists(mount.path("somebody"))
-        assert mount.process.stdout
-        assert mount.process.stdout.readline()
-
-
-def test_readers_killed_all_the_time(mounted: Starter) -> None:
-    mount = mounted({"c": {b"f": noise(1, 4 * MIB)}})
-    program = (
-        "import os\n"
-        f"fd = os.open({mount.path('c', 'f')!r}, os.O_RDONLY)\n"
-        "while True:\n"
-        "    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED); os.pread(fd, 1 << 22, 0)\n"
-        f"    os.path.exists({mount.path('nobody')!r})\n"
-    )
-    for _ in range(15):
-        clients = [subprocess.Popen([sys.executable, "-S", "-c", program]) for _ in range(4)]
-        time.sleep(0.1)
-        for client in clients:
-            client.kill()
-        for client in clients:
-            client.wait()
-        assert answers_within(mount, 1.0)
-    assert mount.counter("fuse_faults") == 0
-    assert "error" not in mount.said()
-
-
-# --- A disk that stops ---------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def slow(tmp_path: Path) -> Iterator[tuple[Mount, Path]]:
-    """A mount whose blobs lie on a disk that answers no read while the gate file exists."""
-    store, gate = tmp_path / "store", tmp_path / "gate"
-    files = {f"big-{i}".encode(): noise(i, 200_000) for i in range(60)}
-    made = start_mount(tmp_path, {"c": {**files, b"small": b"small"}}, {})
-    clean_up(made)
-    (store / "blobs").rename(tmp_path / "backing")
-    (store / "blobs").mkdir()
-    disk = subprocess.Popen(
-        [
-            sys.executable,
-            str(Path(__file__).with_name("slow_disk.py")),
-            str(tmp_path / "backing"),
-            str(store / "blobs"),
-            str(gate),
-        ],
-        stdout=subprocess.PIPE,
-    )
-    assert disk.stdout
-    assert disk.stdout.readline() == b"ready\n"
-    mount = None
-    try:
-        mount = start_mount(tmp_path, {}, {"attach": ["c"], "stop_grace_seconds": 0.5})
-        yield mount, gate
-    finally:
-        gate.unlink(missing_ok=True)
-        if mount:
-            clean_up(mount)
-        disk.terminate()
-        disk.wait(10)
-        disk.stdout.close()
-
-
-def in_threads(paths: list[str]) -> tuple[list[threading.Thread], list[object]]:
-    results: list[object] = []
-
-    def read(path: str) -> None:
-        try:
-            results.append(Path(path).read_bytes())
-        except OSError as error:
-            results.append(error.errno)
-
-    threads = [threading.Thread(target=read, args=[path]) for path in paths]
-    for thread in threads:
-        thread.start()
-    return threads, results
-
-
-def test_a_disk_that_stops_delays_no_metadata(slow: tuple[Mount, Path]) -> None:
-    """More stalled reads than trio has threads, than the kernel's dozen in the background."""
-    mount, gate = slow
-    gate.touch()
-    threads, results = in_threads([mount.path("c", f"big-{i}") for i in range(60)])
-    time.sleep(0.5)
-    worst = 0.0
-    for i in range(40):
-        start = time.monotonic()
-        assert not os.path.exists(mount.path(f"nobody-{i}"))
-        os.listdir(mount.root)
-        os.stat(mount.path("c", f"big-{i}"))
-        worst = max(worst, time.monotonic() - start)
-    assert worst < 0.5
-    assert results == []
-    gate.unlink()
-    for thread in threads:
-        thread.join(20)
-    assert sorted(results) == sorted(noise(i, 200_000) for i in range(60))  # type: ignore[type-var]
-
-
-def test_a_stop_waits_for_nobody(slow: tuple[Mount, Path]) -> None:
-    """Readers in flight on a disk that does not answer: they get an error, the mount goes."""
-    mount, gate = slow
-    gate.touch()
-    threads, results = in_threads([mount.path("c", "big-1"), mount.path("c", "big-2")])
-    time.sleep(0.3)
-    assert mount.process.stdin
-    mount.process.stdin.close()
-    for thread in threads:
-        thread.join(5)
-    assert len(results) == 2
-    assert set(results) <= {errno.ENOTCONN, errno.ECONNABORTED, errno.EIO}
-    assert mountinfo.at(mount.root) is None
-    assert "files are open at" in mount.said()
-    assert "requests in flight were cut off" in mount.said()
+# --- The end ---------------------------------------------------------------------------------------------
 
 
 def close_dead(fd: int) -> None:
     """Closing says that the mount is gone, and closes."""
     with contextlib.suppress(OSError):
         os.close(fd)
-
-
-# --- The end ---------------------------------------------------------------------------------------------
 
 
 def test_a_clean_stop_leaves_nothing(mounted: Starter) -> None:

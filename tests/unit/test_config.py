@@ -206,6 +206,9 @@ def test_every_limit_says_its_unit() -> None:
         "max_background",
         "max_requests",
         "spliced_blobs",
+        "warm_reads",
+        "warm_reads_each",
+        "metadata_loads",
     }
     found = set()
     for section in tomllib.loads(load({}, {}, default_file="/no/such").render()).values():

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from ckptfs.engine.reader import Extent, FileReader, WarmReads, extents_of
+from ckptfs.engine.reader import Extent, FileReader, extents_of
+from ckptfs.engine.warm import WarmReads
 from ckptfs.errors import StoreDamaged
 from ckptfs.model import manifest as manifests
 from ckptfs.model.manifest import File
@@ -85,7 +86,9 @@ async def test_every_range_reads_as_in_memory(store: Store) -> None:
         ranges = [(rng.randrange(size + 2), rng.choice([0, 1, 4096, MIB, 3 * MIB])) for _ in range(150)]
         ranges += [(at * MIB - 1, 2) for at in range(1, size // MIB)] + [(0, size), (size, 1), (size + 9, 9)]
         for offset, length in ranges:
-            assert await reads.read(reader, offset, length) == expected[offset : offset + length]
+            assert (
+                await reads.read(reader, offset, length, checkpoint=1) == expected[offset : offset + length]
+            )
             assert reader.read_blocking(offset, length) == expected[offset : offset + length]
 
 
@@ -94,12 +97,12 @@ async def test_what_is_not_cached_is_read_in_a_thread(store: Store) -> None:
     file, own = files_of(store, make_checkpoint(store, "c", {b"f": content}))[b"f"]
     reader, reads = FileReader(store, file, own), WarmReads()
     reader.read_blocking(0, len(content))
-    assert await reads.read(reader, 0, MIB) == content[:MIB]
+    assert await reads.read(reader, 0, MIB, checkpoint=1) == content[:MIB]
     assert reads.counters["reads_inline"] == 1
     with store.blob(own) as handle:
         os.fsync(handle.fd)
         os.posix_fadvise(handle.fd, 0, 0, os.POSIX_FADV_DONTNEED)
-    assert await reads.read(reader, MIB, MIB) == content[MIB : 2 * MIB]
+    assert await reads.read(reader, MIB, MIB, checkpoint=1) == content[MIB : 2 * MIB]
     assert reads.counters["reads_in_thread"] == 1
     assert reads.counters["read_bytes"] == 2 * MIB
 
@@ -109,12 +112,12 @@ async def test_a_short_blob_is_damage_told_by_path_and_offset(store: Store) -> N
     reader = FileReader(store, file, own)
     with store.blob(own) as handle:
         os.truncate(f"/proc/self/fd/{handle.fd}", 2 * MIB)
-    assert len(await WarmReads().read(reader, 0, 2 * MIB)) == 2 * MIB
+    assert len(await WarmReads().read(reader, 0, 2 * MIB, checkpoint=1)) == 2 * MIB
     for read in (reader.read_blocking, lambda o, n: reader.read_into(o, memoryview(bytearray(n)))):
         with pytest.raises(StoreDamaged, match=r"dir/f .offset 2097152"):
             read(MIB, 2 * MIB)
     with pytest.raises(StoreDamaged):
-        await WarmReads().read(reader, MIB, 2 * MIB)
+        await WarmReads().read(reader, MIB, 2 * MIB, checkpoint=1)
 
 
 def test_a_lost_chunk_is_damage(store: Store) -> None:
