@@ -32,7 +32,6 @@ class Terms(NamedTuple):
     read_ahead_kib: int = 8192
     # Requests that the kernel sends ahead or in the background at a time; its own default is 12.
     max_background: int = 4096
-    max_pages: int = 1024
     passthrough: bool = True
     max_stack_depth: int = 1
     resend: bool = True
@@ -112,7 +111,6 @@ def connect(path: str, terms: Terms | None = None) -> Connection:
             raise MountError(f"{path} was unmounted the moment it was mounted")
         wishes = init_reply.Wishes(
             max_background=terms.max_background,
-            max_pages=terms.max_pages,
             passthrough=terms.passthrough,
             max_stack_depth=terms.max_stack_depth,
         )

@@ -237,8 +237,8 @@ def test_every_limit_of_the_parts_can_be_configured() -> None:
         for field in dataclasses.fields(kind):
             assert f"{field.name}=" in source or field.name in not_for_people, field.name
     source = inspect.getsource(launch.holder_options)
-    # max_pages and the stack depth are the kernel's; resend is for tests; users, the system decides.
-    for name in set(Options._fields) - {"max_pages", "max_stack_depth", "resend", "allow_other"}:
+    # The stack depth is the kernel's; resend is for tests; users, the system decides.
+    for name in set(Options._fields) - {"max_stack_depth", "resend", "allow_other"}:
         assert f"{name}=" in source, name
 
 

@@ -24,7 +24,6 @@ def make(options: Options) -> Connection:
             allow_other=options.allow_other,
             read_ahead_kib=options.read_ahead_kib,
             max_background=options.max_background,
-            max_pages=options.max_pages,
             passthrough=options.passthrough,
             max_stack_depth=options.max_stack_depth,
             resend=options.resend,

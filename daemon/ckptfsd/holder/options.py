@@ -14,7 +14,6 @@ class Options(NamedTuple):
     allow_other: bool | None = None  # None: where the system lets us
     read_ahead_kib: int = 8192
     max_background: int = 4096
-    max_pages: int = 1024
     passthrough: bool = True
     max_stack_depth: int = 1
     # False: do as on a kernel that cannot resend (before 6.9). For tests.
