@@ -180,6 +180,14 @@ class BlobFiles:
         except FileNotFoundError:
             return 0
 
+    def size_bytes(self, blob: int) -> int:
+        """How long a blob's file is; 0 when there is none, and then what is cached of it is closed."""
+        try:
+            return os.stat(self._layout.blob(blob)).st_size
+        except FileNotFoundError:
+            self.forget(blob)
+            return 0
+
     def unlink(self, blob: int) -> None:
         """Remove a blob file if it is there. Those who hold it open keep reading."""
         self.forget(blob)

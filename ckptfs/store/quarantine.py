@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from ckptfs.errors import StoreDamaged
-from ckptfs.store import core, derived, references
+from ckptfs.store import core, derived, references, rows
 from ckptfs.store.core import Core
-from ckptfs.store.index import Table
+from ckptfs.store.index import Reader, Table
 from ckptfs.store.records import Chunk
 
 
@@ -47,14 +47,33 @@ def add(store: Core, digests: Iterable[bytes]) -> int:
 
 def repair(store: Core, chunk: Chunk, data: memoryview) -> None:
     """Write a damaged chunk's right bytes in their place; the caller's draft refers to the chunk. What is
-    said of it changes when the batch is committed."""
+    said of it changes when the batch is committed.
+
+    A blob that is gone or short becomes as long as it was with that, and where its other bytes were there is
+    a hole, which would read as zeros: what is lost with them is noted first, whether anybody met it or not.
+    """
+    with store.index.read() as reader:
+        size = references.blob_row(reader, chunk.blob).size  # 0: a pack, which ends where its last chunk does
+        there = store.blobs.size_bytes(chunk.blob)
+        lost = _beyond(reader, chunk.blob, there) if there < max(size, chunk.offset) else []
+    if lost:
+        add(store, lost)
     try:
         store.blobs.write(chunk.blob, chunk.offset, data)
     except StoreDamaged:  # the file is gone
         store.blobs.create(chunk.blob, 0)
         store.blobs.write(chunk.blob, chunk.offset, data)
-    with store.index.read() as reader:
-        store.blobs.extend(chunk.blob, references.blob_row(reader, chunk.blob).size)
+    store.blobs.extend(chunk.blob, size)
     with store.state:
         store.pending.repaired[chunk.digest] = chunk.blob
         store.pending.touched.add(chunk.blob)
+
+
+def _beyond(reader: Reader, blob: int, end: int) -> list[bytes]:
+    """The chunks of a blob that have bytes beyond an offset."""
+    found = []
+    for key, body in reader.scan(Table.BLOB_CHUNKS, rows.blob_key(blob)):
+        digest, length = rows.place(body)
+        if rows.place_offset(key) + length > end:
+            found.append(digest)
+    return found

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from ckptfs.model.digest import digest
-from ckptfs.store import Store
+from ckptfs.store import Checkpoint, Store
 from ckptfs.testing.audit import audit
 from ckptfs.testing.writing import Writing, read_back, write
 
@@ -30,6 +30,12 @@ def store(tmp_path: Path) -> Iterator[Store]:
 
 def chunk(number: int) -> bytes:
     return digest(CONTENT[number * CHUNK : (number + 1) * CHUNK])
+
+
+def found(store: Store, name: str) -> Checkpoint:
+    checkpoint = store.by_name(name)
+    assert checkpoint is not None
+    return checkpoint
 
 
 def hurt(store: Store, how: str) -> list[bytes]:
@@ -108,3 +114,32 @@ def test_a_creation_that_fails_after_a_repair_leaves_it_done_or_noted(store: Sto
     writing = Writing(store, "c", {b"f": CONTENT}, chunk_bytes=CHUNK)
     writing.finish()
     assert store.quarantined() == set()
+
+
+@pytest.mark.parametrize("how", ["truncated", "missing"])
+def test_a_repair_makes_no_zeros_of_what_nobody_missed_yet(store: Store, how: str) -> None:
+    """One chunk of a lost blob is found and mended: the others must not read as the hole that is there now."""
+    lost = hurt(store, how)
+    last = 4 * CHUNK
+    assert chunk(4) in lost
+    store.quarantine([chunk(4)])
+    write(store, "again", {b"h": CONTENT[last:]}, chunk_bytes=CHUNK)
+    assert store.quarantined() == set(lost) - {chunk(4)}
+    write(store, "all of it", {b"h": CONTENT}, chunk_bytes=CHUNK)
+    assert store.quarantined() == set()
+    assert read_back(store, found(store, "a")) == {b"f": CONTENT}
+
+
+def test_a_repair_makes_no_zeros_in_a_pack(store: Store) -> None:
+    small = {b"1": b"one" * 1000, b"2": b"two" * 2000}
+    write(store, "small", small)
+    first, second = (digest(content) for content in small.values())
+    place = store.chunk(second)
+    assert place is not None and place.offset > 0
+    store._core.blobs.forget(place.blob)
+    os.unlink(store._core.layout.blob(place.blob))
+    store.quarantine([second])
+    write(store, "again", {b"2": small[b"2"]})
+    assert store.quarantined() == {first}
+    write(store, "once more", small)
+    assert read_back(store, found(store, "small")) == small
