@@ -2,11 +2,11 @@
 
 Locks, in the order in which they may be taken (a holder of a later one never takes an earlier one):
 
-``deriving``    one change of the derived copies at a time
 ``publishing``  one checkpoint at a time gets its name
 ``settling``    blobs are punched and unlinked; a draft that resumes waits until that is over
 ``committing``  one commit at a time syncs bytes and then records them
 ``making``      one blob is made or pack space given at a time
+``deriving``    one change of the derived copies at a time; a write on a full disk makes room with it
 ``removing``    one transaction at a time takes references away
 ``writing``     one index transaction at a time
 ``state``       everything in memory; held for microseconds, never over I/O that can wait

@@ -4,7 +4,8 @@ No chunk ever lies in one, so nothing is lost with it, and unlinking harms nobod
 mapped. The row is last in coming: a copy is made under a temporary name, synced, renamed, its folder
 synced, and then recorded. It is last in going too, because unlinking needs no room in the index: a row
 whose file is gone means that the file is read in another way, and the next start deletes it. A file
-without a row is litter, which a start removes.
+without a row is litter, which a start removes. Only where a copy must not be used any more (its checkpoint
+goes, or what it shares was found damaged) the row goes first, in the transaction that says so.
 
 How copies make room for others is in :mod:`ckptfs.store.derived_room`, how one is made in
 :mod:`ckptfs.store.derived_file`.
@@ -17,7 +18,7 @@ import time
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 
-from ckptfs.store import failure, layout, natives, rows
+from ckptfs.store import failure, layout, rows
 from ckptfs.store.core import Core
 from ckptfs.store.derived_file import NewCopy
 from ckptfs.store.index import Reader, Table, Writer
@@ -134,33 +135,34 @@ def _drop(core: Core, keys: list[Key]) -> DerivedTotals:
 
 
 def forget_checkpoint(writer: Writer, ordinal: int) -> list[tuple[Key, rows.DerivedRow]]:
-    """Within the transaction that removes a checkpoint; then comes :func:`gone_with_checkpoint`."""
+    """Within the transaction that removes a checkpoint; then comes :func:`unlink_forgotten`."""
     writer.delete(Table.NATIVES, rows.ordinal_key(ordinal))
     return forget(writer, [rows.split_derived_key(key) for key, _ in _rows_of(writer, ordinal)])
 
 
-def gone_with_checkpoint(core: Core, gone: list[tuple[Key, rows.DerivedRow]]) -> None:
+def forget_sharing(writer: Writer, blobs: set[int]) -> list[tuple[Key, rows.DerivedRow]]:
+    """Within the transaction that notes damage in blobs: the copies that share their blocks. Then comes
+    :func:`unlink_forgotten`.
+
+    Their checkpoints are to be looked at again: what is mended can be shared anew.
+    """
+    if not blobs:
+        return []
+    sharing = [
+        rows.split_derived_key(key)
+        for key, body in writer.scan(Table.DERIVED)
+        if not blobs.isdisjoint(rows.decode_derived(body).blobs)
+    ]
+    for ordinal in {ordinal for ordinal, _ in sharing}:
+        writer.delete(Table.NATIVES, rows.ordinal_key(ordinal))
+    return forget(writer, sharing)
+
+
+def unlink_forgotten(core: Core, gone: list[tuple[Key, rows.DerivedRow]]) -> None:
     for key, _ in gone:
         with suppress(OSError):  # a start would remove it
             unlink(core, key)
     uncount(core, gone)
-
-
-def drop_sharing(core: Core, blobs: set[int]) -> int:
-    """Damage was found in blobs: drop the copies that share their blocks; how many there were.
-
-    Their checkpoints are to be looked at again: what is mended can be shared anew.
-    """
-    with core.deriving:  # so that none is recorded between the look and the end
-        with core.index.read() as reader:
-            keys = [
-                rows.split_derived_key(key)
-                for key, body in reader.scan(Table.DERIVED)
-                if not blobs.isdisjoint(rows.decode_derived(body).blobs)
-            ]
-        _drop(core, keys)
-    natives.look_again(core, {ordinal for ordinal, _ in keys})
-    return len(keys)
 
 
 def unlink(core: Core, key: Key) -> None:

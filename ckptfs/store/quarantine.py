@@ -30,18 +30,20 @@ def add(store: Core, digests: Iterable[bytes]) -> int:
     """
     noted: set[bytes] = set()
     blobs: set[int] = set()
-    with store.transaction() as writer:
-        for digest in digests:
-            chunk = core.chunk(writer, digest)
-            if chunk is not None and chunk.blob and digest not in store.quarantined:
-                writer.put(Table.PENDING, core.DAMAGED + digest, b"")
-                noted.add(digest)
-                blobs.add(chunk.blob)
-    with store.state:
-        store.quarantined |= noted
-        store.damage_found += len(noted)
-    if blobs:
-        derived.drop_sharing(store, blobs)
+    with store.deriving:  # no copy is recorded meanwhile
+        with store.transaction() as writer:
+            for digest in digests:
+                chunk = core.chunk(writer, digest)
+                if chunk is not None and chunk.blob and digest not in store.quarantined:
+                    writer.put(Table.PENDING, core.DAMAGED + digest, b"")
+                    noted.add(digest)
+                    blobs.add(chunk.blob)
+            # With the note: whoever starts after a crash takes a copy that has a row for a good one.
+            gone = derived.forget_sharing(writer, blobs)
+        with store.state:
+            store.quarantined |= noted
+            store.damage_found += len(noted)
+        derived.unlink_forgotten(store, gone)
     return len(noted)
 
 

@@ -39,7 +39,7 @@ def remove(store: Core, ordinal: int) -> RemoveReport:
             writer.delete(Table.OWNERS, owner_key)
         copies = derived.forget_checkpoint(writer, ordinal)
         note(writer, ordinal, manifest=digest)
-    derived.gone_with_checkpoint(store, copies)
+    derived.unlink_forgotten(store, copies)
     report = finish(store, ordinal)
     settle(store)
     return report

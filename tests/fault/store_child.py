@@ -1,6 +1,6 @@
 """One change to a store, to be killed in the middle.
 
-``python store_child.py STORE create|create_and_fail|remove|rename|fail|assemble|drop|reopen``
+``python store_child.py STORE create|create_and_fail|remove|rename|fail|assemble|drop|quarantine|reopen``
 Prints "begun" when the store is open and "done" at the end, so that the test knows how far it came.
 """
 
@@ -12,6 +12,7 @@ import sys
 from ckptfs.engine.derive import Deriver
 from ckptfs.errors import StoreError
 from ckptfs.model import manifest as manifests
+from ckptfs.model.digest import digest
 from ckptfs.store import Checkpoint, Natives, Store, release
 from ckptfs.testing.writing import Writing, write
 
@@ -29,6 +30,8 @@ BASE = {
     b"config": noise(4, 2_000),
 }
 KEPT = {b"weights": BASE[b"weights"][:120_000], b"config": BASE[b"config"]}
+#: A chunk whose blocks the derived copy of ``weights`` shares, where blocks can be shared.
+SHARED = BASE[b"weights"][:CHUNK_BYTES]
 #: What the creation brings: shared, own, small, zeros, empty.
 NEW = {
     b"alone": BASE[b"alone"],
@@ -101,6 +104,8 @@ def main() -> None:
         assemble(store)
     elif what == "drop":
         store.drop_copies([(copy.ordinal, copy.entry) for copy in store.copies()])
+    elif what == "quarantine":
+        store.quarantine([digest(SHARED)])
     elif what == "fail":
         writing = Writing(store, "new", NEW, chunk_bytes=CHUNK_BYTES)
         writing.put_some(12)

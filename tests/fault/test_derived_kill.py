@@ -20,9 +20,11 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import store_child
 import test_store_kill as kills
-from store_child import BASE, KEPT
+from store_child import BASE, KEPT, SHARED
 
-from ckptfs.store import Store
+from ckptfs.model.digest import digest
+from ckptfs.store import DerivedCopy, Store, rows
+from ckptfs.store.index import Table
 from ckptfs.testing.audit import audit
 from ckptfs.testing.disks import MakeDisk
 from ckptfs.testing.writing import read_back
@@ -30,7 +32,7 @@ from ckptfs.testing.writing import read_back
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="mounting a loop file system needs root")
 
 #: How often each undisturbed change calls what is counted differs by kind; none has fewer.
-FEWEST = {"assemble": 10, "drop": 4, "remove": 10}
+FEWEST = {"assemble": 10, "drop": 4, "remove": 10, "quarantine": 4}
 
 
 @pytest.fixture(params=["ext4", "xfs", "btrfs"])
@@ -79,6 +81,9 @@ def check(path: str, what: str) -> None:
             return
         assert read_back(store, names["base"]) == BASE
         before = store.copy_totals().copies
+        if store.quarantined():
+            assert [copy for copy in store.copies() if shares(store, copy)] == []
+            return
         assert before + store_child.assemble(store) == 1
         assert audit(store) == []
         (copy,) = store.copies()
@@ -87,6 +92,14 @@ def check(path: str, what: str) -> None:
             assert file.read() == BASE[b"weights"]
     finally:
         store.close()
+
+
+def shares(store: Store, copy: DerivedCopy) -> bool:
+    """Whether it shares blocks with the chunk that was found damaged."""
+    chunk = store.chunk(digest(SHARED))
+    assert chunk is not None
+    body = store._core.index.lookup(Table.DERIVED, rows.derived_key(copy.ordinal, copy.entry))
+    return body is not None and chunk.blob in rows.decode_derived(body).blobs
 
 
 def test_the_change_shares_blocks_where_it_can(place: Path) -> None:

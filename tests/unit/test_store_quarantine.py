@@ -118,7 +118,7 @@ def test_a_creation_that_fails_after_a_repair_leaves_it_done_or_noted(store: Sto
 
 @pytest.mark.parametrize("how", ["truncated", "missing"])
 def test_a_repair_makes_no_zeros_of_what_nobody_missed_yet(store: Store, how: str) -> None:
-    """One chunk of a lost blob is found and mended: the others must not read as the hole that is there now."""
+    """One chunk of a lost blob is mended: the others must not read as the hole that is there now."""
     lost = hurt(store, how)
     last = 4 * CHUNK
     assert chunk(4) in lost
