@@ -161,7 +161,7 @@ class BlobFiles:
             size = os.fstat(handle.fd).st_size
             for start, end in gaps:
                 stop = size + _PAST_THE_END if end < 0 else end
-                kernel.punch(handle.fd, start, stop - start)
+                _punch(handle.fd, start, stop)
             return os.fstat(handle.fd).st_blocks * 512
 
     def in_use(self, blob: int) -> bool:
@@ -247,3 +247,17 @@ class BlobFiles:
         handle._doomed = True
         if handle._uses == 0:
             os.close(handle.fd)
+
+
+def _punch(fd: int, start: int, stop: int) -> None:
+    """On a full disk whole blocks only: to zero a part of one, a file system that never overwrites (btrfs), or
+    in which others share it, needs a new one; and a removal is what gives room back."""
+    try:
+        kernel.punch(fd, start, stop - start)
+    except OSError as error:
+        block = os.fstatvfs(fd).f_bsize
+        first, last = -(-start // block) * block, stop // block * block
+        if error.errno not in failure.FULL or (first, last) == (start, stop):
+            raise
+        if first < last:
+            kernel.punch(fd, first, last - first)

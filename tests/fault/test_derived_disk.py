@@ -208,6 +208,30 @@ def assemble_fails(store: Store) -> bool:
     return os.listdir(store._core.layout.derived_folder) == []
 
 
+def fill(store: Store) -> None:
+    """To the last block: in large steps, then block by block."""
+    with open(f"{store.path}/ballast", "wb", buffering=0) as file:
+        for step in (MB, 4096, 4096, 4096):
+            with pytest.raises(OSError, match="No space left"):
+                while True:
+                    file.write(bytes(step))
+                    if step < MB:
+                        os.fsync(file.fileno())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_removal_works_on_a_full_disk(disk: MakeDisk, kind: str) -> None:
+    """Its chunks begin and end inside blocks, which btrfs, and whoever shares them, cannot write in place."""
+    with closing(Store.open(disk(400 * MB, kind))) as store:
+        base = make_checkpoint(store, "base", {b"m": BASE})
+        make_checkpoint(store, "tuned", {b"m": TUNED})
+        assemble(store, "tuned")
+        fill(store)
+        store.remove(base.ordinal)
+        os.unlink(f"{store.path}/ballast")
+        assert audit(store) == []
+
+
 def test_a_copy_that_is_open_makes_no_room(disk: MakeDisk) -> None:
     with closing(Store.open(disk(250 * MB))) as store:
         make_checkpoint(store, "base", {b"m": BASE})
