@@ -1,6 +1,6 @@
 """Which files get a derived copy, and when: by themselves after a creation, or because somebody asks.
 
-One thing at a time. In the background each checkpoint is looked at once, after its creation or after a
+One thing at a time. In the background each checkpoint is looked at, after its creation or after a
 start; what takes nearly nothing is made, the rest as far as the limit goes, and only while nothing is being
 created. Whoever asks, or wants to remove a checkpoint, does not wait for the background: it stops within
 a few megabytes, and comes back later.
@@ -139,12 +139,13 @@ class Assembly:
         with self._hold(checkpoint):
             survey = await self._making.survey(checkpoint)
             before = self._store.natives().get(ordinal)
-            wanted = before is None or before.wanted
-            await self._making.note(ordinal, survey, wanted=wanted)
-            if not wanted:
+            if before is not None and not before.wanted:
+                await self._making.note(ordinal, survey, wanted=False)
                 return
             free = [work for work in survey.shared if work.nearly_free]
-            await self._making.make(checkpoint, self._that_fit(free), asked=False)
+            made, _ = await self._making.make(checkpoint, self._that_fit(free), asked=False)
+            if made == len(free):  # otherwise, and after a stop in the middle, it is looked at again
+                await self._making.note(ordinal, survey, wanted=True)
             if self._config.derived_limit_bytes and survey.shared:
                 try:
                     if self._creating():

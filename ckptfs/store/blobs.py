@@ -250,8 +250,8 @@ class BlobFiles:
 
 
 def _punch(fd: int, start: int, stop: int) -> None:
-    """On a full disk whole blocks only: to zero a part of one, a file system that never overwrites (btrfs), or
-    in which others share it, needs a new one; and a removal is what gives room back."""
+    """On a full disk whole blocks only: to zero a part of one takes a new one on btrfs, and wherever it is
+    shared; and a removal is what gives room back."""
     try:
         kernel.punch(fd, start, stop - start)
     except OSError as error:

@@ -114,6 +114,19 @@ async def test_with_a_limit_new_checkpoints_become_native(tmp_path: Path) -> Non
         await until(lambda: store.copy_totals().copies == 0, "the limit is kept")
 
 
+async def test_what_a_stop_cut_short_is_made_after_the_next_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also without a limit, where nothing else would have it looked at again."""
+    begun = slow_steps(monkeypatch, only=b"zeros")
+    async with running(tmp_path / "store") as (engine, store):
+        await create(engine, tmp_path, "tune", {"zeros": bytes(5 * MIB), "f": A})
+        await until(lambda: begun, "the background is at it")
+    begun.append(b"go on")
+    async with running(tmp_path / "store") as (engine, store):
+        await until(lambda: store.copy_totals().copies == 1, "the next start makes it")
+
+
 async def test_what_was_asked_for_is_not_limited(tmp_path: Path) -> None:
     async with running(tmp_path / "store") as (engine, store):
         await create(engine, tmp_path, "base", {"f": A + B})
