@@ -167,10 +167,14 @@ class Assembly:
     def _within_limit(self, ordinal: int, shared: list[Work], fresh: bool) -> list[Work]:
         """Which files may have a copy that costs space. For a new checkpoint, those that were not used for
         the longest time make room."""
-        works = [work for work in shared if not work.nearly_free]
         limit = self._config.derived_limit_bytes
+        works: list[Work] = []
+        needed = 0
+        for work in shared:
+            if not work.nearly_free and needed + work.cost_bytes <= limit:
+                works.append(work)
+                needed += work.cost_bytes
         left = limit - self._store.copy_totals().limited_bytes
-        needed = min(limit, sum(work.cost_bytes for work in works))
         if fresh and needed > left:
 
             def may_go(copy: DerivedCopy) -> bool:

@@ -127,6 +127,16 @@ async def test_what_a_stop_cut_short_is_made_after_the_next_start(
         await until(lambda: store.copy_totals().copies == 1, "the next start makes it")
 
 
+async def test_what_exceeds_the_limit_alone_drops_nothing(tmp_path: Path) -> None:
+    async with running(tmp_path / "store", derived_limit_bytes=9 * MIB) as (engine, store):
+        await create(engine, tmp_path, "base", {"f": A + B})
+        one = await create(engine, tmp_path, "one", {"f": C + B})
+        await until(lambda: store.copy_totals().limited_bytes == 8 * MIB, "a copy within the limit")
+        await create(engine, tmp_path, "two", {"f": D + C + B})
+        await until(lambda: looked_at(engine, store, 3), "all are looked at")
+        assert store.copy_totals(ordinal(store, one)).copies == 1
+
+
 async def test_what_was_asked_for_is_not_limited(tmp_path: Path) -> None:
     async with running(tmp_path / "store") as (engine, store):
         await create(engine, tmp_path, "base", {"f": A + B})
