@@ -20,7 +20,7 @@ import trio
 from ckptfs.engine.config import EngineConfig
 from ckptfs.engine.derive import Survey, Work
 from ckptfs.engine.making import LaterError, Making, Report
-from ckptfs.engine.room import reserve_bytes
+from ckptfs.engine.room import reserve_bytes, room_for
 from ckptfs.errors import CkptfsError, NotFound, StoreFull
 from ckptfs.model.digest import text_id
 from ckptfs.model.records import AssembleReport, Damage
@@ -251,11 +251,9 @@ class Assembly:
     def _check_room(self, checkpoint: Checkpoint, works: list[Work]) -> None:
         """Copies of other checkpoints make room for what somebody asks for."""
         needed = sum(work.cost_bytes for work in works)
-        reserve = reserve_bytes(self._store, self._config)
-        free = self._store.disk_free_bytes() - reserve
+        free = room_for(self._store, self._config, needed, keep=checkpoint.ordinal)
         if needed > free:
-            free += self._store.make_room(needed - free, may_go=lambda c: c.ordinal != checkpoint.ordinal)
-        if needed > free:
+            reserve = reserve_bytes(self._store, self._config)
             raise StoreFull(
                 f"the derived copies of {checkpoint.name!r} need {format_bytes(needed)} and the store has "
                 f"{format_bytes(max(0, free))} free beside its reserve of {format_bytes(reserve)}; "

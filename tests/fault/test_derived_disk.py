@@ -305,6 +305,24 @@ async def test_a_checkpoint_asked_for_makes_others_copies_go(disk: MakeDisk, tmp
         assert audit(store) == []
 
 
+async def test_what_is_refused_all_the_same_takes_no_copies(disk: MakeDisk, tmp_path: Path) -> None:
+    with closing(Store.open(disk(200 * MB))) as store:
+        make_checkpoint(store, "base", {b"m": BASE})
+        make_checkpoint(store, "one", {b"m": safetensors(weights(), {"n": "1" * 100})})
+        make_checkpoint(store, "two", {b"m": SHIFTED, b"n": safetensors(weights(), {"n": "2" * 300})})
+        async with Engine(store, EngineConfig(mount="/mnt/somewhere", reserve_free_bytes=5 * MB)) as engine:
+            assert (await engine.assemble("one", quiet)).native_files == 1
+            ballast(store, leave=20 * MB)
+            (tmp_path / "big").mkdir()
+            (tmp_path / "big" / "f").write_bytes(noise("big", 100 * MB))
+            assert (await ended(engine, "big", tmp_path / "big")).reason_code == "store_full"
+            with pytest.raises(StoreFull, match="the derived copies of 'two' need"):
+                await engine.assemble("two", quiet)
+            assert (await engine.show("one")).native_files == 1
+            os.unlink(f"{store.path}/ballast")
+        assert audit(store) == []
+
+
 async def test_what_was_mended_is_shared_anew(disk: MakeDisk, tmp_path: Path) -> None:
     """Damage takes the copies that share blocks with it; the creation that mends it brings them back."""
     with closing(Store.open(disk(400 * MB, "xfs"))) as store:
