@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from ckptfs.engine.forms import Form, forms_of
 from ckptfs.engine.ingest import new_buffer
 from ckptfs.engine.reader import extents_of
-from ckptfs.errors import CkptfsError, StoreDamaged
+from ckptfs.errors import StoreDamaged
 from ckptfs.model.assembly import Plan, plan
 from ckptfs.model.chunking import TARGET_CHUNK_BYTES
 from ckptfs.model.digest import digest as digest_of
@@ -165,7 +165,7 @@ class Deriver:
     def _read(self, file: File, offset: int, chunk: Chunk, data: memoryview) -> None:
         try:
             self._store.read_chunk(chunk, data)
-        except (CkptfsError, OSError) as error:
+        except StoreDamaged as error:
             problem = f"it cannot be read: {error}"
             raise ChunkDamaged(file, offset, chunk.length, chunk.digest, problem) from error
         if fingerprint(data) != chunk.fingerprint and digest_of(data) != chunk.digest:

@@ -15,7 +15,7 @@ import trio
 from ckptfs.engine.config import MIB
 from ckptfs.engine.ingest import new_buffer
 from ckptfs.engine.verify_copies import Copies
-from ckptfs.errors import CkptfsError
+from ckptfs.errors import StoreDamaged
 from ckptfs.model import manifest as manifests
 from ckptfs.model.chunking import TARGET_CHUNK_BYTES
 from ckptfs.model.digest import digest, text_id
@@ -30,7 +30,10 @@ _READERS = 2
 async def verify(
     store: Store, checkpoint: Checkpoint, manifest: manifests.Manifest, report: Callable[[int, int], None]
 ) -> VerifyReport:
-    """``report(bytes_done, bytes_total)`` is called from the event loop as the work goes on."""
+    """``report(bytes_done, bytes_total)`` is called from the event loop as the work goes on.
+
+    Only what is known of the chunks themselves is damage: raises the store's errors where it cannot tell.
+    """
     places: dict[bytes, list[tuple[bytes, int, int]]] = {}
     for _, file in manifest.files():
         for offset, length, name in file.recipe():
@@ -115,7 +118,7 @@ def _check(store: Store, batch: list[Chunk], buffer: memoryview) -> dict[bytes, 
         data = buffer[: chunk.length]
         try:
             store.read_chunk(chunk, data)
-        except (CkptfsError, OSError) as error:
+        except StoreDamaged as error:
             problems[chunk.digest] = f"it cannot be read: {error}"
             continue
         if digest(data) != chunk.digest:

@@ -12,6 +12,10 @@ from ckptfs.errors import PermissionDenied, StoreDamaged, StoreError, StoreFull
 #: What says that the disk has no room.
 FULL = (errno.ENOSPC, errno.EDQUOT)
 
+#: What a read answers where the bytes themselves are lost: the disk's word, or the file system's. All else
+#: (no descriptor or memory left, no permission) says nothing of them.
+LOST = (errno.EIO, errno.EUCLEAN, errno.EBADMSG, errno.EILSEQ, errno.ENODATA)
+
 
 def of(error: OSError, doing: str) -> StoreError | PermissionDenied:
     """The error to raise for a failed system call; ``doing`` completes "… failed while …"."""

@@ -209,10 +209,19 @@ class Store:
         return self._core.blobs.open(blob)
 
     def read_chunk(self, chunk: Chunk, buffer: memoryview) -> None:
-        """Fill the buffer, which has the chunk's length. :class:`StoreDamaged` when the blob is shorter."""
+        """Fill the buffer, which has the chunk's length. :class:`StoreDamaged` when its bytes are not there or the
+        disk cannot read them; any other error says nothing of the chunk."""
         if chunk.blob == 0:
             buffer[:] = bytes(len(buffer))
-        elif self._core.blobs.read(chunk.blob, chunk.offset, buffer) != len(buffer):
+            return
+        try:
+            got = self._core.blobs.read(chunk.blob, chunk.offset, buffer)
+        except StoreError as error:
+            cause = error.__cause__
+            if isinstance(cause, OSError) and cause.errno in failure.LOST:
+                raise StoreDamaged(error.message) from cause
+            raise
+        if got != len(buffer):
             raise StoreDamaged(
                 f"blob {chunk.blob:016x} ends before its chunk at {chunk.offset} does: {REMEDY}"
             )

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import resource
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import lmdb
@@ -12,7 +14,7 @@ import pytest
 
 from ckptfs.engine.derive import ChunkDamaged, Deriver
 from ckptfs.engine.forms import Form, forms_of
-from ckptfs.errors import StoreDamaged
+from ckptfs.errors import StoreDamaged, StoreError
 from ckptfs.model import manifest as manifests
 from ckptfs.store import Checkpoint, Natives, Store, Why, rebuild
 from ckptfs.testing.audit import audit
@@ -262,6 +264,36 @@ def test_no_copy_of_damaged_bytes_is_begun(store: Store, tune: Checkpoint) -> No
     with pytest.raises(StoreDamaged):
         deriver.make(tune.ordinal, works[b"mixed"], asked=True, step=lambda count: None)
     assert os.listdir(store._core.layout.derived_folder) == []
+
+
+def test_what_is_wrong_with_the_process_is_not_damage(store: Store, tune: Checkpoint) -> None:
+    """No descriptor left: a sound chunk must not be taken for a bad one, which nobody could read then."""
+    deriver = Deriver(store)
+    manifest = manifests.decode(store.manifest(tune.digest))
+    work = deriver.survey(tune.ordinal, manifest, lambda: None).shared[0]
+    with without_descriptors(leave=1), pytest.raises(StoreError, match="Too many open files") as raised:
+        deriver.make(tune.ordinal, work, asked=True, step=lambda count: None)
+    assert not isinstance(raised.value, StoreDamaged)
+    assert os.listdir(store._core.layout.derived_folder) == []
+    assert assemble(store, tune, only=b"mixed") == 1
+
+
+@contextmanager
+def without_descriptors(*, leave: int) -> Iterator[None]:
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    taken: list[int] = []
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(map(int, os.listdir("/proc/self/fd"))) + 10, before[1]))
+    try:
+        with pytest.raises(OSError, match="Too many open files"):
+            while True:
+                taken.append(os.open("/dev/null", os.O_RDONLY))
+        for _ in range(leave):
+            os.close(taken.pop())
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+        for fd in taken:
+            os.close(fd)
 
 
 # --- Room ---------------------------------------------------------------------------------------------
