@@ -143,8 +143,10 @@ class Assembly:
                 await self._making.note(ordinal, survey, wanted=False)
                 return
             free = [work for work in survey.shared if work.nearly_free]
-            made, _ = await self._making.make(checkpoint, self._that_fit(free), asked=False)
-            if made == len(free):  # otherwise, and after a stop in the middle, it is looked at again
+            outcome = await self._making.make(checkpoint, self._that_fit(free), asked=False)
+            if outcome.made + outcome.refused == len(
+                free
+            ):  # otherwise, and after a stop in the middle, it is looked at again
                 await self._making.note(ordinal, survey, wanted=True)
             if self._config.derived_limit_bytes and survey.shared:
                 try:
@@ -229,7 +231,7 @@ class Assembly:
         async with self.set_aside(), self._working:
             survey = await self._making.survey(checkpoint)
             await self._making.thread(self._check_room, checkpoint, survey.shared)
-            made, damaged = await self._making.make(checkpoint, survey.shared, asked=True, report=report)
+            made, _, damaged = await self._making.make(checkpoint, survey.shared, asked=True, report=report)
             survey = await self._making.survey(checkpoint)
             await self._making.note(checkpoint.ordinal, survey, wanted=True)
         log.info("assembled", checkpoint=checkpoint.name, made=made, damaged=len(damaged))

@@ -47,6 +47,10 @@ class ChunkDamaged(StoreDamaged):
         self.problem = problem
 
 
+class NotShared(Exception):
+    """The file system would not share the blocks, and nobody asked for what copying them costs."""
+
+
 @dataclass(frozen=True, slots=True)
 class Work:
     """A file that could have a derived copy. ``cost_bytes``: what it would take of the disk."""
@@ -104,7 +108,8 @@ class Deriver:
     def make(self, ordinal: int, work: Work, *, asked: bool, step: Callable[[int], None]) -> NewCopy:
         """Make a copy, to be recorded. ``step`` is called with bytes that are done, and may raise.
 
-        Raises :class:`ChunkDamaged`, and what the store raises; nothing is left then.
+        Raises :class:`ChunkDamaged`, :class:`NotShared` unless it is asked for, and what the store raises;
+        nothing is left then.
         """
         file = work.file
         why = Why.FREE if work.nearly_free else Why.ASKED if asked else Why.LIMITED
@@ -117,8 +122,11 @@ class Deriver:
                     part = min(_CLONE_BYTES, length - done)
                     if copy.clone(start + done, part, blob, offset + done):
                         step(part)
-                    else:
+                    elif asked:
+                        copy.why = Why.ASKED
                         ranges.append((start + done, start + done + part))
+                    else:
+                        raise NotShared
             self._copy(copy, file, sorted(ranges), step)
         except BaseException:
             copy.abandon()

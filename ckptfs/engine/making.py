@@ -4,12 +4,12 @@ batch of them. What goes before what, and who waits for whom, is said in :mod:`c
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import structlog
 import trio
 
-from ckptfs.engine.derive import ChunkDamaged, Deriver, Survey, Work
+from ckptfs.engine.derive import ChunkDamaged, Deriver, NotShared, Survey, Work
 from ckptfs.engine.forms import Form
 from ckptfs.model import manifest as manifests
 from ckptfs.model.names import show_path
@@ -24,6 +24,14 @@ _BATCH_BYTES = 256 << 20
 
 T = TypeVar("T")
 Report = Callable[[int, int], None]
+
+
+class Outcome(NamedTuple):
+    """``made`` copies; ``refused``: files whose blocks could not be shared after all."""
+
+    made: int
+    refused: int
+    damaged: list[Damage]
 
 
 class LaterError(Exception):
@@ -68,11 +76,10 @@ class Making:
         asked: bool,
         report: Report = lambda done, total: None,
         pause: Callable[[], bool] = lambda: False,
-    ) -> tuple[int, list[Damage]]:
-        """Make copies, batch by batch; how many, and what was found damaged on the way. A batch that is cut
-        short leaves none."""
+    ) -> Outcome:
+        """Make copies, batch by batch. A batch that is cut short leaves none."""
         total = sum(work.file.size_bytes for work in works)
-        made = done = 0
+        made = refused = done = 0
         damaged: list[Damage] = []
 
         def step(count_bytes: int) -> None:
@@ -84,8 +91,9 @@ class Making:
             report(done, total)
 
         for batch in _batches(works):
-            kept, hurt = await self.thread(self._make_batch, checkpoint.ordinal, batch, asked, step)
+            kept, unshared, hurt = await self.thread(self._make_batch, checkpoint.ordinal, batch, asked, step)
             made += kept
+            refused += unshared
             self.made += kept
             for chunk in hurt:
                 damaged.append(
@@ -100,12 +108,16 @@ class Making:
                 log.error("damage found", checkpoint=checkpoint.name, reason=str(chunk))
         if made and not asked:
             log.info("files made native", checkpoint=checkpoint.name, files=made)
-        return made, damaged
+        if refused:
+            hint = "`ckptfs assemble` copies them, which takes their size"
+            log.info("blocks cannot be shared", checkpoint=checkpoint.name, files=refused, hint=hint)
+        return Outcome(made, refused, damaged)
 
     def _make_batch(
         self, ordinal: int, batch: list[Work], asked: bool, step: Callable[[int], None]
-    ) -> tuple[int, list[ChunkDamaged]]:
+    ) -> tuple[int, int, list[ChunkDamaged]]:
         copies: list[NewCopy] = []
+        refused = 0
         hurt: list[ChunkDamaged] = []
         try:
             for work in batch:
@@ -113,6 +125,8 @@ class Making:
                     copies.append(self._tool().make(ordinal, work, asked=asked, step=step))
                 except ChunkDamaged as error:
                     hurt.append(error)
+                except NotShared:
+                    refused += 1
         except BaseException:
             for copy in copies:
                 copy.abandon()
@@ -121,7 +135,7 @@ class Making:
         kept = self._store.record_copies(copies)
         if hurt:
             self._store.quarantine([error.digest for error in hurt])
-        return len(kept), hurt
+        return len(kept), refused, hurt
 
     async def thread(self, call: Callable[..., T], *arguments: object) -> T:
         return await trio.to_thread.run_sync(call, *arguments, limiter=self._limiter)

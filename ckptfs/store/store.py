@@ -209,8 +209,8 @@ class Store:
         return self._core.blobs.open(blob)
 
     def read_chunk(self, chunk: Chunk, buffer: memoryview) -> None:
-        """Fill the buffer, which has the chunk's length. :class:`StoreDamaged` when its bytes are not there or the
-        disk cannot read them; any other error says nothing of the chunk."""
+        """Fill the buffer, which has the chunk's length. :class:`StoreDamaged` when its bytes are not there
+        or the disk cannot read them; any other error says nothing of the chunk."""
         if chunk.blob == 0:
             buffer[:] = bytes(len(buffer))
             return

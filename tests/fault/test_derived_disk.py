@@ -20,7 +20,7 @@ from ckptfs.errors import StoreFull
 from ckptfs.model import manifest as manifests
 from ckptfs.model.digest import digest
 from ckptfs.model.records import CheckpointInfo, CreateRequest
-from ckptfs.store import Store, Why
+from ckptfs.store import Store, Why, kernel
 from ckptfs.testing.audit import audit
 from ckptfs.testing.checkpoints import make_checkpoint
 from ckptfs.testing.disks import SHARING, MakeDisk
@@ -160,6 +160,27 @@ async def test_many_files_are_shared_batch_by_batch(disk: MakeDisk) -> None:
         for path in (b"000", b"077", b"149"):
             assert content(store, "tuned", path) == after[path]
         assert store.copy_totals(checkpoint.ordinal).physical_bytes <= 150 * 2 * 4096
+        assert audit(store) == []
+
+
+async def test_what_cannot_be_shared_after_all_is_not_copied_by_itself(disk: MakeDisk) -> None:
+    """btrfs shares no blocks between files that are written in place (chattr +C) and others."""
+    with closing(Store.open(disk(400 * MB, "btrfs"))) as store:
+        for folder in os.scandir(store.blobs_directory):
+            assert kernel.write_in_place(folder.path)
+        assert store.can_share_blocks()
+        make_checkpoint(store, "base", {b"m": BASE})
+        tuned = make_checkpoint(store, "tuned", {b"m": TUNED})
+        async with Engine(store, EngineConfig(mount="/mnt/somewhere")) as engine:
+            with trio.fail_after(20):
+                while tuned.ordinal not in store.natives():
+                    await trio.sleep(0.02)
+            assert store.copy_totals().copies == 0
+            assert (await engine.assemble("tuned", quiet)).native_files == 1
+            (copy,) = store.copies()
+            assert copy.why is Why.ASKED
+            assert copy.physical_bytes > len(TUNED) * 0.99
+        assert content(store, "tuned") == TUNED
         assert audit(store) == []
 
 
