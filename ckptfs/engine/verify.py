@@ -77,7 +77,7 @@ async def verify(
     if problems:
         # Creating the checkpoint again then writes these chunks again, for everybody who shares them.
         await trio.to_thread.run_sync(store.quarantine, list(problems))
-    dropped = await trio.to_thread.run_sync(copies.drop_wrong)
+    dropped = await trio.to_thread.run_sync(partial(copies.drop_wrong, damage=bool(problems)))
     damaged = [
         Damage(
             checkpoint=checkpoint.name,

@@ -34,6 +34,8 @@ class Copies:
         for entry, file in self._files.items():
             try:
                 fd = self._store.open_copy(self._ordinal, entry, use=False)
+            except FileNotFoundError:  # it was given back, for room or because somebody wished it
+                continue
             except OSError as error:
                 self._wrong[entry] = f"it cannot be opened: {error.strerror}"
                 continue
@@ -44,11 +46,12 @@ class Copies:
             if problem:
                 self._wrong[entry] = problem
 
-    def drop_wrong(self) -> list[DroppedCopy]:
-        """Drop what is wrong; also says which were dropped meanwhile, because damage was found in a chunk."""
-        left = self._store.copied_entries(self._ordinal)
-        for entry in self._files.keys() - left:
-            self._wrong.setdefault(entry, "it shared blocks with a damaged chunk")
+    def drop_wrong(self, *, damage: bool) -> list[DroppedCopy]:
+        """Drop what is wrong. ``damage``: some was found in the checkpoint's chunks, and what has gone
+        meanwhile went with that."""
+        if damage:
+            for entry in self._files.keys() - self._store.copied_entries(self._ordinal):
+                self._wrong.setdefault(entry, "it shared blocks with a damaged chunk")
         self._store.drop_copies([(self._ordinal, entry) for entry in self._wrong])
         if self._wrong:
             self._store.look_again({self._ordinal})

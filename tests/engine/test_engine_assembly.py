@@ -268,6 +268,22 @@ async def test_verify_drops_a_copy_that_is_wrong(tmp_path: Path) -> None:
         assert (await engine.verify("tune", quiet)).dropped == []
 
 
+async def test_verify_does_not_take_a_copy_that_is_given_back_for_a_wrong_one(tmp_path: Path) -> None:
+    async with running(tmp_path / "store") as (engine, store):
+        await create(engine, tmp_path, "base", {"f": A + B})
+        await create(engine, tmp_path, "tune", {"f": C + B, "g": B + A})
+        await engine.assemble("tune", quiet)
+        freed = 0
+
+        def give_back(done: int, total: int) -> None:
+            nonlocal freed
+            freed += store.make_room(1 << 40)  # at the first step, before any copy is read
+
+        report = await engine.verify("tune", give_back)
+        assert freed == 16 * MIB
+        assert (report.copies, report.dropped, report.damaged) == (2, [], [])
+
+
 # --- How ----------------------------------------------------------------------------------------------
 
 
