@@ -78,9 +78,20 @@ class FileReader:
     hundred thousand open files cost no more descriptors than one.
     """
 
-    __slots__ = ("_blobs", "_offsets", "_starts", "_store", "native_blob", "path", "size_bytes")
+    __slots__ = (
+        "_blobs",
+        "_offsets",
+        "_starts",
+        "_store",
+        "damage_found",
+        "native_blob",
+        "path",
+        "size_bytes",
+    )
 
     def __init__(self, store: Store, file: File, own_blob: int = 0) -> None:
+        #: What :attr:`Store.damage_found` was: there may be more by now.
+        self.damage_found = store.damage_found
         extents = extents_of(store, file, own_blob)
         self._store = store
         self.path = file.path

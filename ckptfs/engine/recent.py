@@ -3,7 +3,7 @@
 Of a file of 1 GiB the index is asked 400 times: 3 ms of a CPU, which a job that reads the file past the
 daemon would pay for each time that it opens it. What is remembered stays true: a chunk does not move while a
 checkpoint uses it, also when it is mended, and the inode number of a checkpoint that is gone is never that of
-another. Only damage must be seen, so while any chunk is quarantined nothing is remembered.
+another. Only damage must be seen, so what was looked up before some was found is forgotten.
 """
 
 from __future__ import annotations
@@ -37,6 +37,5 @@ class RecentReaders:
 
     def take(self, inode: int) -> FileReader | None:
         """The file is opened."""
-        if self._readers and self._store.quarantined():
-            self._readers.clear()
-        return self._readers.pop(inode, None)
+        reader = self._readers.pop(inode, None)
+        return reader if reader and reader.damage_found == self._store.damage_found else None

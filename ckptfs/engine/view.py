@@ -239,10 +239,15 @@ class View:
         self._open_files[ordinal] += 1
         try:
             opened = self._open.get(inode)
-            if opened is None or opened.reader is None:
+            # Damage that was found since is for whoever opens now, whoever else has the file open.
+            if (
+                opened is None
+                or opened.reader is None
+                or opened.reader.damage_found != self._store.damage_found
+            ):
                 reader = self._recent.take(inode) or await self._reader(ordinal, inode)
                 opened = self._open.setdefault(inode, _Open(reader))
-                opened.reader = opened.reader or reader
+                opened.reader = reader
             opened.count += 1
         except BaseException:
             self._closed(ordinal)
@@ -260,7 +265,12 @@ class View:
         if reader.native_blob:
             return partial(_descriptor, self._store, reader)
         ordinal, node = split(inode)
-        if self._store.copy_size(ordinal, node - 1) == reader.size_bytes:
+        try:
+            size = self._store.copy_size(ordinal, node - 1)
+        except CkptfsError as error:  # nobody needs the copy
+            log.error("a derived copy is not used", inode=inode, reason=str(error))
+            return None
+        if size == reader.size_bytes:
             return partial(_copy_descriptor, self._store, ordinal, node - 1, reader.size_bytes)
         return None
 

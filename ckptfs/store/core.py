@@ -140,7 +140,7 @@ class Core:
         self.derived_dropped = 0
         #: When a derived copy was last opened, if that was since the last note on the disk.
         self.derived_used: dict[tuple[int, int], float] = {}
-        #: Counts what was found damaged: a copy that was begun before is not trusted.
+        #: Counts what was found damaged: what was begun or looked up before is not trusted.
         self.damage_found = 0
         self._next_blob = 0
         self._last_blob = 0

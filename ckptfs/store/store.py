@@ -231,6 +231,11 @@ class Store:
         that puts one writes its bytes again, in place, for every checkpoint that uses it."""
         return quarantine.add(self._core, digests)
 
+    @property
+    def damage_found(self) -> int:
+        """Grows whenever chunks are found damaged: what was looked up before may lead to them."""
+        return self._core.damage_found
+
     def quarantined(self) -> frozenset[bytes]:
         """The digests of the chunks that are known to be damaged."""
         with self._core.state:

@@ -12,7 +12,10 @@ import trio
 from ckptfs.engine.nodes import ROOT_INODE, Answer, Attributes
 from ckptfs.engine.view import View
 from ckptfs.errors import StoreDamaged
-from ckptfs.store import Checkpoint, Store
+from ckptfs.model import manifest as manifests
+from ckptfs.model.manifest import DIGEST_BYTES
+from ckptfs.store import Checkpoint, Store, Why, rows
+from ckptfs.store.index import Table
 from ckptfs.testing.checkpoints import To, make_checkpoint, noise
 
 
@@ -256,6 +259,45 @@ async def test_inherited_handles_count_and_are_read(store: Store, attached: Atta
         assert (view.open_files(c.ordinal), view.inherited_files(c.ordinal)) == (left, left)
     view.release(inode)  # answered twice, by two processes
     assert view.open_files(c.ordinal) == 0
+
+
+async def test_damage_is_told_to_who_opens_a_file_that_others_have_open(
+    store: Store, attached: Attached
+) -> None:
+    content = noise(1, 300_000)
+    c = make_checkpoint(store, "c", {b"f": content})
+    attached.show(c)
+    view = attached.view
+    inode = (await found(view, b"c", b"f")).inode
+    await view.open(inode)
+    manifest = manifests.decode(store.manifest(c.digest))
+    (file,) = (file for _, file in manifest.files())
+    store.quarantine([file.digests[:DIGEST_BYTES]])
+    for _ in range(2):
+        with pytest.raises(StoreDamaged, match=r"'c'.*offset 0 of f was found damaged"):
+            await view.open(inode)
+    assert view.open_files(c.ordinal) == 1
+    make_checkpoint(store, "again", {b"f": content})
+    await view.open(inode)
+    assert bytes(await view.read(inode, 0, 300_000)) == content
+
+
+async def test_a_damaged_row_of_a_derived_copy_harms_no_open(store: Store, attached: Attached) -> None:
+    parts = noise(1, 8 << 20)
+    make_checkpoint(store, "base", {b"f": parts})
+    c = make_checkpoint(store, "c", {b"f": parts[4 << 20 :] + parts[: 4 << 20]})
+    copy = store.new_copy(c.ordinal, 0, 8 << 20, Why.ASKED)
+    assert len(store.record_copies([copy])) == 1
+    attached.show(c)
+    view = attached.view
+    inode = (await found(view, b"c", b"f")).inode
+    await view.open(inode)
+    assert view.native(inode) is not None
+    index = store._core.index
+    with index._env.begin(write=True, db=index._handles[Table.DERIVED]) as txn:
+        txn.put(rows.derived_key(c.ordinal, 0), b"no row with a checksum")
+    assert view.native(inode) is None
+    assert bytes(await view.read(inode, 0, 1000)) == parts[4 << 20 :][:1000]
 
 
 async def test_an_inherited_handle_outlives_the_lease_until_it_is_disowned(
