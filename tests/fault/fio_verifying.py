@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 BLOCK_BYTES = 16 << 10
 
-_COMMON = [f"--bs={BLOCK_BYTES}", "--verify=crc32c", "--verify_fatal=1"]
+_COMMON = [f"--bs={BLOCK_BYTES}", "--verify=crc32c", "--verify_fatal=1", "--verify_state_save=0"]
 
 # Buffered, mapped, and past the page cache.
 ENGINES = {
