@@ -44,18 +44,18 @@ def _run(effective: Effective, link: HolderLink, arguments: list[str]) -> None:
     app.prepare_process(effective)
     privileges.drop()
     link.hello(__version__)
-    order = link.wait()
+    order, note = _next_order(link)
     if order.verb == "standby":
         _check_native(order.native)
         link.prepared()
-        order = link.wait()
-    note = ""
+        order, note = _next_order(link)
     while order.verb in ("serve", "resume"):
         assert order.introduction is not None
         order = _serve(effective, link, order.introduction, arguments, note)
-        if order.verb == "upgrade_failed":  # while we were paused; what to do comes next
-            _log.error("the upgrade failed, this worker goes on", reason=order.reason)
-            note, order = order.reason, link.wait()
+        note = ""
+        if order.verb == "pause":
+            link.paused()
+            order, note = _next_order(link)
     if order.verb == "misunderstood":
         raise ConfigurationError(order.reason)
     _log.info("stopped")
@@ -71,13 +71,19 @@ def _serve(
 
     try:
         _check_mount(effective, introduction)
-        order = app.serve(effective, app.Held(link, introduction, upgrade, note))
+        return app.serve(effective, app.Held(link, introduction, upgrade, note))
     finally:
         introduction.close()
-    if order.verb == "pause":
-        link.paused()
-        order = link.wait()
-    return order
+
+
+def _next_order(link: HolderLink) -> tuple[Order, str]:
+    """What to do next, and why an upgrade failed meanwhile (empty: none did). That says nothing of what to
+    do: however often it comes, the order is still to come."""
+    note = ""
+    while (order := link.wait()).verb == "upgrade_failed":
+        note = order.reason
+        _log.error("the upgrade failed, this worker goes on", reason=note)
+    return order, note
 
 
 def _check_native(files: int) -> None:

@@ -37,6 +37,7 @@ class Crew:
         self._starts = 0
         self._backings = BackingFiles()
         self._dismissed: list[Worker] = []
+        self._reload_again = False
         self.listener = HeldListener()
         self.mount: Connection | None = None
         self.worker: Worker | None = None
@@ -102,11 +103,11 @@ class Crew:
 
     def promote(self) -> Worker | None:
         """The worker died while a next one was being started: that one has its place. If it is returned,
-        it does not have the connection yet, and is to be told when it is there: :meth:`introduce`."""
+        it does not have the connection yet, and is to be told when it is there: :meth:`introduce`. What is
+        started if it fails is the version before: it has not shown yet that it can serve."""
         assert self.next is not None
         self.worker, self.next = self.next, None
         self.worker.standby = False
-        self._argv = self.worker.argv
         return self.worker if self.worker.state is not State.TAKING else None
 
     def introduce(self, worker: Worker) -> None:
@@ -145,6 +146,20 @@ class Crew:
 
     # --- Upgrade ---------------------------------------------------------------------------------------
 
+    def reload(self) -> None:
+        """Another worker with the configuration as it is now. Where one is being started or is to take over,
+        it may have read the configuration already: then once more after that, however often it is asked."""
+        if self.worker is not None and self.worker.state is State.READY and self.next is None:
+            self.upgrade(None)
+        elif not self.stopping and not self._reload_again:
+            self._reload_again = True
+            self._log.info("a reload follows when a worker serves")
+
+    def _reload_if_asked(self) -> None:
+        if self._reload_again and not self.stopping:
+            self._reload_again = False
+            self.upgrade(None)
+
     def upgrade(self, argv: list[str] | None) -> None:
         if self.stopping or self.next is not None or self.worker is None:
             self._refuse_upgrade("busy: no worker serves, or another upgrade is under way")
@@ -167,8 +182,12 @@ class Crew:
             )
         self._refuse_upgrade(why)
         old = self.worker
-        if old is not None and old.state in (State.PAUSED, State.PAUSING):
+        if old is None:
+            return
+        if old.state in (State.PAUSED, State.PAUSING):
             self.tell_to_serve(old, "resume")
+        elif old.state is State.READY:
+            self._reload_if_asked()
 
     def _refuse_upgrade(self, why: str) -> None:
         self._log.warning("no upgrade", reason=why)
@@ -183,6 +202,8 @@ class Crew:
             self.next.kill()
 
     def _prepared(self, worker: Worker) -> None:
+        if worker.state is not State.PREPARING:
+            return  # told to leave meanwhile
         worker.enter(State.STANDBY)
         old = self.worker
         if worker is old:  # the one before it died meanwhile
@@ -209,10 +230,10 @@ class Crew:
             return ""  # told to leave meanwhile
         worker.enter(State.READY)
         worker.ready_at = time.monotonic()
+        self._argv = worker.argv
         if worker is self.next and self.worker is not None:
             old, self.worker, self.next = self.worker, worker, None
             worker.standby = False
-            self._argv = worker.argv
             self._log.info("upgraded", pid=worker.pid, before=old.pid)
             old.tell({"do": "exit"})  # it has let go of everything, so nobody waits for its end
             old.enter(State.LEAVING, within_seconds=self._options.stop_seconds)
@@ -220,6 +241,7 @@ class Crew:
             self._dismissed.append(old)
         else:
             self._log.info("worker ready", pid=worker.pid, starts=self._starts, notes=notes)
+        self._reload_if_asked()
         return READY
 
     # --- Messages --------------------------------------------------------------------------------------

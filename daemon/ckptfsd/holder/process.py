@@ -113,7 +113,7 @@ class Holder:
                     self._leaving = self._manager.restarts_us()
                     self._stop()
             elif number == signal.SIGHUP:
-                self._crew.upgrade(None)
+                self._crew.reload()
 
     def _do(self, what: str) -> None:
         if what == crew.READY and self._crew.mount is not None:
