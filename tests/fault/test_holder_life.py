@@ -7,12 +7,13 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
 
 import pytest
-from holding import Served, abort, clean_up, eventually, held, start_holder
+from holding import ROOTS, Served, abort, clean_up, eventually, held, start_holder
 
 from ckptfs.fuse.mountinfo import at
 from ckptfsd.holder import wire
@@ -342,3 +343,47 @@ def test_what_the_manager_kept_of_a_connection_that_ended_is_not_used(tmp_path: 
                 clean_up(again)
     finally:
         manager.end(path)
+
+
+# --- A worker that somebody else has taken over ----------------------------------------------------------
+
+SAYING = str(Path(__file__).with_name("saying_worker.py"))
+
+NONSENSE = (
+    '{"do": "close", "backing": -1}',
+    '{"do": "close", "backing": 18446744073709551616}',
+    '{"do": "open", "id": Infinity}',
+    '{"do": "keep", "backings": [4294967296], "more": false}',
+    '{"do": "keep", "backings": [4294967296]}',
+    '{"do": "keep", "backings": 1, "more": true}',
+    '{"do": "listener", "path": "/a\\u0000b", "inode": [1, 2]}',
+    '{"do": "listener", "path": "/\\ud800", "inode": [1, 2]}',
+    '{"do": "listener", "path": "/", "inode": [1, NaN]}',
+    '{"do": "upgrade", "argv": ["/bin/true\\u0000"]}',
+    '{"do": "upgrade", "argv": 7}',
+    '{"do": "failing"}',
+)
+
+
+def test_nothing_that_a_worker_says_ends_the_holder(tmp_path: Path) -> None:
+    python = [sys.executable, SAYING]
+    environment = {"PYTHONPATH": os.pathsep.join(ROOTS)}
+    with held(tmp_path, {}, worker=[*python, *NONSENSE], environment=environment) as served:
+        eventually(lambda: "the end" in served.said() or served.process.poll() is not None)
+        assert served.process.poll() is None, served.said()
+        assert at(served.root) is not None
+        said = served.said()
+        refused = said.count("a message with a wrong field") + said.count("] the worker cannot be started")
+        assert refused == len(NONSENSE), said
+        assert len(os.listdir(f"/proc/{served.process.pid}/fd")) < 15, "and keeps no descriptor of it"
+        served.process.terminate()
+        assert served.wait() == 0, served.said()
+        assert at(served.root) is None
+
+
+def test_a_message_that_is_none_ends_its_worker_and_not_the_holder(tmp_path: Path) -> None:
+    environment = {"PYTHONPATH": os.pathsep.join(ROOTS)}
+    with held(tmp_path, {}, worker=[sys.executable, SAYING, "nested"], environment=environment) as served:
+        eventually(lambda: served.ready_count() >= 2 or served.process.poll() is not None)
+        assert served.process.poll() is None, served.said()
+        assert "a message that is none" in served.said()

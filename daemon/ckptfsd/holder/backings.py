@@ -30,7 +30,10 @@ class BackingFiles:
         return backing
 
     def free(self, fd: int, backing: int) -> None:
-        self._registered.discard(backing)
+        """Nothing happens to what is not registered."""
+        if backing not in self._registered:
+            return
+        self._registered.remove(backing)
         with contextlib.suppress(OSError):
             device.backing_close(fd, backing)
 

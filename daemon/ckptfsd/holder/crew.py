@@ -23,6 +23,9 @@ from ckptfsd.holder.worker import State, Worker
 # What a worker asks for that concerns more than the workers; the holder's loop does it.
 READY, STOP, LOST = "ready", "stop", "lost"
 
+# Of the reason of a failure, which goes on to the other worker, where it must fit into a message.
+_REASON_LENGTH = 4000
+
 
 class Crew:
     """``worker`` serves, or is to; ``next`` is to take its place. ``mount``: what they serve; None while
@@ -61,7 +64,7 @@ class Crew:
                 start_seconds=self._options.start_seconds,
                 oom_score=self._oom_score,
             )
-        except OSError as error:
+        except (OSError, ValueError) as error:  # ValueError: a NUL in the command line
             self._log.error("the worker cannot be started", argv=argv, reason=str(error))
             return None
         self._starts += 1
@@ -288,7 +291,7 @@ class Crew:
         elif verb == "listener":
             self.listener.take(str(message["path"]), message["inode"], descriptors)
         elif verb == "failing":
-            worker.reason = str(message["error"])
+            worker.reason = str(message["error"])[:_REASON_LENGTH]
         elif verb == "alive":
             worker.last_alive = time.monotonic()
         elif verb == "upgrade":
@@ -306,7 +309,7 @@ class Crew:
         """Of a worker that leaves a lost connection nothing is taken: its ids mean nothing on this one."""
         mount = self.mount if worker.state is not State.LEAVING else None
         if verb == "open":
-            answer: wire.Message = {"do": "opened", "id": int(message["id"])}
+            answer: wire.Message = {"do": "opened", "id": wire.number(message["id"])}
             try:
                 if mount is None:
                     raise OSError(errno.ENOTCONN, os.strerror(errno.ENOTCONN))
@@ -316,9 +319,9 @@ class Crew:
             if not worker.tell(answer) and mount is not None and "backing" in answer:
                 self._backings.free(mount.fuse_fd, answer["backing"])
         elif mount is not None and verb == "close":
-            self._backings.free(mount.fuse_fd, int(message["backing"]))
+            self._backings.free(mount.fuse_fd, wire.number(message["backing"], bits=31))
         elif mount is not None:
-            kept = [int(number) for number in message["backings"]]
+            kept = [wire.number(value, bits=31) for value in message["backings"]]
             self._backings.keep(mount.fuse_fd, kept, more=bool(message["more"]))
 
     def forget_backings(self) -> None:

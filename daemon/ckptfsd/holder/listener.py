@@ -10,6 +10,8 @@ import contextlib
 import os
 from typing import Any
 
+from ckptfsd.holder import wire
+
 
 class HeldListener:
     """``path`` and ``inode`` (device, number) say which socket file is ours to remove."""
@@ -23,9 +25,12 @@ class HeldListener:
         """Keep the first of the descriptors, which is taken out of the list. Raises ValueError."""
         if len(descriptors) != 1 or len(inode) != 2:
             raise ValueError("one descriptor and one inode are needed")
+        if b"\0" in os.fsencode(path):
+            raise ValueError("a NUL in the path")
+        numbers = [wire.number(value) for value in inode]
         self._let_go()
         self.fd = descriptors.pop()
-        self._path, self._inode = path, [int(number) for number in inode]
+        self._path, self._inode = path, numbers
 
     def described(self) -> dict[str, Any]:
         return {"listener": {"path": self._path, "inode": self._inode}} if self.fd >= 0 else {}

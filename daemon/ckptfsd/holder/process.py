@@ -8,7 +8,7 @@ the holder too.
 
 The mount is taken away only on an orderly stop, and when the very first worker ends before it ever
 served: then nobody uses it yet, and the worker's exit status is the holder's. After a crash it stays,
-because a read that waits is better for a job than an empty directory.
+because a read that waits is better for a job than an empty directory; after one of the holder itself too.
 """
 
 from __future__ import annotations
@@ -68,22 +68,29 @@ class Holder:
         self._poller.register(mount_table, select.POLLPRI)
         self._start_worker()
         try:
-            while self._crew.worker is not None or self._crew.next is not None or self._start_at:
-                ready = {fd for fd, _ in self._poller.poll(self._wait_seconds() * 1000)}
-                if mount_table in ready:
-                    self._look_at = 0.0
-                if wake in ready:
-                    self._take_signals(os.read(wake, 64))
-                for worker in self._crew.members():
-                    if worker.socket.fileno() in ready:
-                        self._do(self._crew.take_message(worker))
-                self._reap()
-                self._look_at_times()
-        finally:
-            for worker in self._crew.members():
-                worker.kill()
-            self._end_mount()
+            self._follow(wake, mount_table)
+        except BaseException as error:
+            # As if we had been killed: whoever serves goes on, and the mount with it.
+            self._log.error("the holder failed", error=f"{type(error).__name__}: {error}")
+            raise
+        for worker in self._crew.members():
+            worker.kill()
+        self._end_mount()
         return self._status
+
+    def _follow(self, wake: int, mount_table: int) -> None:
+        """Until there is no worker, and none is to be."""
+        while self._crew.worker is not None or self._crew.next is not None or self._start_at:
+            ready = {fd for fd, _ in self._poller.poll(self._wait_seconds() * 1000)}
+            if mount_table in ready:
+                self._look_at = 0.0
+            if wake in ready:
+                self._take_signals(os.read(wake, 64))
+            for worker in self._crew.members():
+                if worker.socket.fileno() in ready:
+                    self._do(self._crew.take_message(worker))
+            self._reap()
+            self._look_at_times()
 
     def _mount_first(self) -> None:
         adopted = held = mount.adopt(self._options, self._manager.stored)

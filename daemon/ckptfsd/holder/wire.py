@@ -100,10 +100,17 @@ def receive(peer: socket.socket) -> tuple[Message, list[int]] | None:
         message = json.loads(data)
         if not isinstance(message, dict) or not isinstance(message.get("do"), str):
             raise ValueError("a message without a verb")
-    except ValueError:
+    except (ValueError, RecursionError) as error:
         close_all(descriptors)
-        raise
+        raise ValueError(f"not a message: {error}") from None
     return message, list(descriptors)
+
+
+def number(value: object, *, bits: int = 64) -> int:
+    """What is to be a number in a message: of a request, a backing file, an inode. Raises ValueError."""
+    if type(value) is not int or not 0 <= value < 1 << bits:
+        raise ValueError(f"not a number: {value!r:.40}")
+    return value
 
 
 def close_all(descriptors: Sequence[int]) -> None:
