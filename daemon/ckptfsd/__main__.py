@@ -11,7 +11,7 @@ import click
 from ckptfs import __version__
 from ckptfs.errors import CkptfsError
 from ckptfsd.config import Effective, load
-from ckptfsd.logging import escape_text
+from ckptfsd.logging import escape_text, get_logger
 
 _FLAGS = {
     "store": (("store", "path"), "--store"),
@@ -79,13 +79,15 @@ def run_command(config: str | None, **values: Any) -> None:
     is started again when it dies. SIGHUP replaces the worker, with the configuration as it is then.
     """
     effective = _load(config, values)
-    if effective.config.mount.enabled:
-        from ckptfsd import launch
+    from ckptfsd import launch
 
+    if effective.config.mount.enabled:
         launch.become_holder(effective, _arguments(config, values))
     from ckptfsd import app
 
     app.prepare_process(effective)
+    if note := launch.without_mount():
+        get_logger(__name__).warning(note)
     app.serve(effective)
 
 

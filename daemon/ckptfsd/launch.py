@@ -13,7 +13,9 @@ from typing import NoReturn
 import ckptfs
 import ckptfsd
 from ckptfsd.config import Config, Effective
+from ckptfsd.holder.mount import end_kept
 from ckptfsd.holder.options import Options, command
+from ckptfsd.holder.systemd import Manager
 
 
 def become_holder(effective: Effective, arguments: list[str]) -> NoReturn:
@@ -23,6 +25,15 @@ def become_holder(effective: Effective, arguments: list[str]) -> NoReturn:
     sys.stdout.flush()
     sys.stderr.flush()
     os.execv(line[0], line)
+
+
+def without_mount() -> str:
+    """This daemon mounts nothing, and the one before it in this unit may have: that mount, which the service
+    manager kept for a restart, is taken away. Answers what there is to say."""
+    manager = Manager(dict(os.environ))  # a copy: readiness is still to be said
+    for name in ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"):
+        os.environ.pop(name, None)
+    return end_kept(manager)
 
 
 def holder_options(config: Config, worker: list[str]) -> Options:

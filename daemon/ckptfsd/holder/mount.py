@@ -9,6 +9,7 @@ from typing import Any
 from ckptfs.fuse import connection, mountinfo
 from ckptfs.fuse.connection import Connection
 from ckptfs.fuse.mountpoint import FSTYPE
+from ckptfsd.holder import wire
 from ckptfsd.holder.options import Options
 from ckptfsd.holder.systemd import Manager
 
@@ -33,6 +34,29 @@ def make(options: Options) -> Connection:
 
 def adopt(options: Options, stored: dict[str, int]) -> Connection | None:
     """The connection that the service manager kept, if it is that of the mount we are told and alive."""
+    found = _stored(stored)
+    if found is None or found.mount != mountinfo.settled_path(options.mount) or found.lost():
+        return None
+    return found._replace(passthrough=options.passthrough, resend=found.offered.has_resend and options.resend)
+
+
+def end_kept(manager: Manager) -> str:
+    """Take away the mount that the service manager kept and nobody goes on with: its readers would wait for
+    as long as the manager holds it. Answers what there is to say."""
+    found, note = _stored(manager.stored), ""
+    if found is not None:
+        reason = found.lost() or "it is not what is wanted now"
+        note = f"the mount at {found.mount}, kept from before, is taken away: {reason}"
+        if failed := found.unmount():
+            note = f"{note}; {failed}"
+    manager.forget(_DEVICE, _FACTS, _MODES)
+    wire.close_all(list(manager.stored.values()))
+    manager.stored.clear()
+    return note
+
+
+def _stored(stored: dict[str, int]) -> Connection | None:
+    """What the service manager kept, if it is still mounted."""
     if not {_DEVICE, _FACTS, _MODES} <= stored.keys():
         return None
     try:
@@ -43,9 +67,7 @@ def adopt(options: Options, stored: dict[str, int]) -> Connection | None:
     mounted = next((m for m in mountinfo.mounts() if m.device == found.device), None)
     if mounted is None or mounted.fstype != FSTYPE or mounted.mountpoint != found.mount:
         return None
-    if found.mount != mountinfo.settled_path(options.mount) or found.lost():
-        return None
-    return found._replace(passthrough=options.passthrough, resend=found.offered.has_resend and options.resend)
+    return found
 
 
 def keep(kept: Connection, manager: Manager) -> None:

@@ -95,7 +95,8 @@ class Holder:
     def _mount_first(self) -> None:
         adopted = held = mount.adopt(self._options, self._manager.stored)
         if held is None:
-            wire.close_all(list(self._manager.stored.values()))
+            if note := mount.end_kept(self._manager):
+                self._log.warning(note)
             held = mount.make(self._options)
             mount.keep(held, self._manager)
         self._crew.mount = held
