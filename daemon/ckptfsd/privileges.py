@@ -1,17 +1,16 @@
 """The worker gives up what only the holder needs: it parses what strangers wrote, so it should not be able
 to mount, load modules or trace other processes.
 
-docs/security.md has the table of what each process holds.
+The holder does it for whatever it starts as a worker, before that is executed: which program it is, a worker
+may have said. The worker does it too: its holder may be older than it.
+
+docs/security.md has the table of what each process holds. Standard library only: the holder imports this.
 """
 
 from __future__ import annotations
 
 import ctypes
 import os
-
-from ckptfsd.logging import get_logger
-
-_log = get_logger(__name__)
 
 # linux/capability.h
 _CAP_CHOWN = 0  # the control socket's group

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import signal
 import socket
@@ -131,7 +132,7 @@ def test_after_both_were_killed_the_next_start_clears_the_dead_mount(tmp_path: P
         try:
             again.wait_ready(1)
             assert time.monotonic() - began < 5
-            assert "kept from before, is taken away: its connection was aborted" in again.said()
+            assert "a dead ckptfs mount was cleared" in again.said()
             assert read(again, "served") == CONTENT
         finally:
             clean_up(again)
@@ -389,3 +390,20 @@ def test_a_message_that_is_none_ends_its_worker_and_not_the_holder(tmp_path: Pat
         eventually(lambda: served.ready_count() >= 2 or served.process.poll() is not None)
         assert served.process.poll() is None, served.said()
         assert "a message that is none" in served.said()
+
+
+def test_what_a_worker_names_as_its_successor_has_no_rights_of_the_holder(tmp_path: Path) -> None:
+    told = tmp_path / "told"
+    line = (
+        f"grep -E 'CapEff|CapPrm|NoNewPrivs' /proc/self/status >{told}.new; mv {told}.new {told}; sleep 1000"
+    )
+    upgrade = json.dumps({"do": "upgrade", "argv": ["/bin/sh", "-c", line]})
+    worker = [sys.executable, SAYING, upgrade]
+    environment = {"PYTHONPATH": os.pathsep.join(ROOTS)}
+    with held(tmp_path, {}, worker=worker, stop_seconds=1.0, environment=environment) as served:
+        eventually(told.exists)
+        fields = dict(row.split(":\t") for row in told.read_text().splitlines())
+        assert served.process.poll() is None
+    assert fields["NoNewPrivs"] == "1"
+    for kind in ("CapEff", "CapPrm"):
+        assert not int(fields[kind], 16) >> 21 & 1, f"{kind} has CAP_SYS_ADMIN"

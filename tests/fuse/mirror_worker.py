@@ -268,7 +268,6 @@ def drop_privileges(variable: str) -> None:
 async def main() -> None:
     worker = Worker(sys.argv[1], sys.argv[2])
     link = HolderLink.from_environment(os.environ)
-    drop_privileges("MIRROR_USER")
     with ticking():
         if link is not None:
             await worker.run_held(link)

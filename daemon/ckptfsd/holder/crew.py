@@ -64,7 +64,7 @@ class Crew:
                 start_seconds=self._options.start_seconds,
                 oom_score=self._oom_score,
             )
-        except (OSError, ValueError) as error:  # ValueError: a NUL in the command line
+        except OSError as error:
             self._log.error("the worker cannot be started", argv=argv, reason=str(error))
             return None
         self._starts += 1

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import signal
 import time
 from collections.abc import Sequence
 from enum import Enum
+from typing import NoReturn
 
+from ckptfsd import privileges
 from ckptfsd.holder import wire
 
 _OOM_SCORE = "/proc/{pid}/oom_score_adj"
@@ -16,6 +19,9 @@ _OOM_SCORE = "/proc/{pid}/oom_score_adj"
 # proc_pid_oom_score_adj(5). Without the holder all mounts are lost; a worker is started again, but is still
 # what jobs read from. A service manager may have set a lower one than ours.
 _HOLDER_SCORE, _WORKER_SCORE = -900, -500
+
+
+_CAUGHT = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD, signal.SIGPIPE)
 
 
 class State(Enum):
@@ -45,15 +51,7 @@ class Worker:
         with theirs:
             os.set_inheritable(theirs.fileno(), True)
             environment = {**os.environ, wire.ENVIRONMENT: str(theirs.fileno())}
-            # Its own process group: a Ctrl-C is for the holder, who stops in order.
-            self.pid = os.posix_spawnp(
-                argv[0],
-                argv,
-                environment,
-                setpgroup=0,
-                setsigmask=(),
-                setsigdef=(signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD, signal.SIGPIPE),
-            )
+            self.pid = _start(argv, environment)
         with contextlib.suppress(OSError), open(_OOM_SCORE.format(pid=self.pid), "w") as score:
             score.write(oom_score)
 
@@ -80,6 +78,44 @@ class Worker:
 
     def close(self) -> None:
         self.socket.close()
+
+
+def _start(argv: list[str], environment: dict[str, str]) -> int:
+    """fork and exec, and in between what only the holder may is given up. Its own process group: a Ctrl-C is
+    for the holder, who stops in order. Raises OSError."""
+    failure, said = os.pipe2(os.O_CLOEXEC)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())  # no handler of ours in there
+    try:
+        pid = os.fork()
+        if pid == 0:
+            _become(argv, environment, said)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        os.close(said)
+    with open(failure, "rb") as reason:
+        number = reason.read()  # until it is executed, or dead
+    if number:
+        os.waitpid(pid, 0)
+        raise OSError(int(number), os.strerror(int(number)), argv[0])
+    return pid
+
+
+def _become(argv: list[str], environment: dict[str, str], said: int) -> NoReturn:
+    """In the child. Nothing may leave this function."""
+    number = errno.EINVAL
+    try:
+        os.setpgid(0, 0)
+        signal.set_wakeup_fd(-1)
+        for caught in _CAUGHT:
+            signal.signal(caught, signal.SIG_DFL)
+        privileges.drop()
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())
+        os.execvpe(argv[0], argv, environment)
+    except OSError as error:
+        number = error.errno or number
+    finally:
+        os.write(said, str(number).encode())
+        os._exit(127)
 
 
 def protect_from_oom() -> str:
