@@ -98,7 +98,8 @@ def serve(effective: Effective, held: Held | None = None) -> Order:
                 trio.run(daemon.serve, strict_exception_groups=True)
             except BaseExceptionGroup as group:
                 raise _first_cause(group) from group
-            control_socket.stays = held is not None and not daemon.orphaned
+            finally:  # also for the worker after one that failed: who is in the queue waits for that one
+                control_socket.stays = held is not None and not daemon.orphaned
         return daemon.ended_by
     finally:
         store.close()
