@@ -267,6 +267,7 @@ class Engine:
             self._going.add(ordinal)
             try:
                 await self._leases.end_all_of(ordinal)
+                self._check_closed(ordinal, name, force=force)  # it could be opened until now
             except BaseException:
                 self._going.discard(ordinal)
                 raise
@@ -294,6 +295,10 @@ class Engine:
                 f"checkpoint {name!r} is being read (cat, verify, show, assemble); try again after that",
                 jobs=jobs,
             )
+        self._check_closed(ordinal, name, force=force)
+
+    def _check_closed(self, ordinal: int, name: str, *, force: bool) -> None:
+        jobs = self._leases.jobs_of(ordinal)
         inherited = self.view.inherited_files(ordinal)
         open_files = self.view.open_files(ordinal) - inherited
         if open_files:

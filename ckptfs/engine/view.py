@@ -151,7 +151,8 @@ class View:
         """Inherited handles of a checkpoint do not count any more; whoever reads through one gets ESTALE."""
         for inode, opened in list(self._open.items()):
             if split(inode)[0] == ordinal and opened.inherited:
-                self._drop(inode, opened.inherited)
+                handles, opened.inherited = opened.inherited, 0
+                self._drop(inode, handles)
 
     async def load(self, ordinal: int) -> None:
         """Have the checkpoint's tree in memory: attaching does this, so that the first reader need not wait.

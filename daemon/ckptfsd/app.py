@@ -34,7 +34,7 @@ from ckptfs.fuse.mountinfo import at
 from ckptfs.fuse.session import FuseSession, MountConfig
 from ckptfs.model.records import DoctorCheck, StatusInfo
 from ckptfs.store import Store
-from ckptfsd.config import Config, Effective
+from ckptfsd.config import Config, Effective, encode
 from ckptfsd.control.app import build
 from ckptfsd.control.face import Control
 from ckptfsd.control.peer import Permissions
@@ -194,6 +194,7 @@ class Daemon:
                 await self._end.wait()  # told to leave for another connection
             if not self._end.is_set():
                 raise
+            await trio.lowlevel.checkpoint()  # cancelled, if it is the start that ended so
 
     async def _run_server(self, task_status: trio.TaskStatus[None]) -> None:
         self._server_ended = ended = trio.Event()
@@ -203,11 +204,12 @@ class Daemon:
     async def _stop_serving(self) -> None:
         self._notifier.send(STOPPING=1, STATUS="stopping")
         _log.info("stopping" if self.ended_by.verb == "stop" else "handing over", order=self.ended_by.verb)
-        self._server.stop(hurry=self.ended_by.verb != "stop")
+        hands_over = self.ended_by.verb != "stop"
+        self._server.stop(grace_seconds=_HANDOVER_GRACE_SECONDS if hands_over else math.inf)
         if self._server_ended is not None:
             await self._server_ended.wait()
         await self._engine.stop_creations()  # readers are served meanwhile
-        if self._fuse is not None and self.ended_by.verb != "stop":
+        if self._fuse is not None and hands_over:
             self._fuse.hurry(_HANDOVER_GRACE_SECONDS)
 
     # --- Orders ----------------------------------------------------------------------------------------
@@ -266,7 +268,7 @@ class Daemon:
             _tell(line)
         self._notifier.send(READY=1, STATUS=line)
         if self._held is not None and self._fuse is not None:
-            self._held.link.ready(self._fuse.notes)
+            self._held.link.ready(self._fuse.notes, encode(self._config))
 
     async def doctor(self) -> list[DoctorCheck]:
         why_not = self._fuse.past_the_daemon if self._fuse else ""

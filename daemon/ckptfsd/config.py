@@ -240,6 +240,19 @@ def load(
     return effective
 
 
+def encode(config: Config) -> str:
+    """As JSON; :func:`decode` is the way back."""
+    return msgspec.json.encode(config).decode()
+
+
+def decode(text: str) -> Effective:
+    """The configuration of an earlier process. Raises :class:`ConfigurationError`."""
+    try:
+        return Effective(msgspec.json.decode(text, type=Config), {}, None)
+    except msgspec.MsgspecError as error:
+        raise ConfigurationError(f"the configuration of the worker before this one: {error}") from None
+
+
 def _refuse_unknown_variables(environ: Mapping[str, str]) -> None:
     known = [*ENVIRONMENT, "CKPTFSD_CONFIG"]
     for name in sorted(environ):

@@ -19,6 +19,7 @@ No wait for a client is unbounded: Hypercorn shields its sends from cancellation
 from __future__ import annotations
 
 import logging
+import math
 import socket
 from dataclasses import dataclass
 from typing import Any, cast
@@ -131,6 +132,7 @@ class ControlServer:
         self._app = ASGIWrapper(cast(ASGIFramework, app))
         self._listening = listening
         self._limits = limits
+        self._grace_seconds = limits.stop_grace_seconds
         self._slots = trio.Semaphore(limits.max_connections)
         self._streams: set[trio.SocketStream] = set()
         self._context = WorkerContext(None)
@@ -148,8 +150,10 @@ class ControlServer:
     def statistics(self) -> dict[str, int]:
         return {"connections": len(self._streams), "connections_served": self._served}
 
-    def stop(self, *, hurry: bool = False) -> None:
-        """Accept nobody any more; give requests under way ``stop_grace_seconds``, or with ``hurry`` none."""
+    def stop(self, *, hurry: bool = False, grace_seconds: float = math.inf) -> None:
+        """Accept nobody any more; give requests under way ``stop_grace_seconds`` or less, with ``hurry``
+        none."""
+        self._grace_seconds = min(self._grace_seconds, grace_seconds)
         self._accepting.cancel()
         if hurry or not self._streams:
             self._may_end.set()
@@ -163,7 +167,7 @@ class ControlServer:
                 task_status.started()
                 await trio.serve_listeners(self._serve, [listener], handler_nursery=connections)
             await self._context.terminated.set()  # idle connections close themselves on this
-            with trio.move_on_after(self._limits.stop_grace_seconds):
+            with trio.move_on_after(self._grace_seconds):
                 await self._may_end.wait()
             connections.cancel_scope.cancel()
 

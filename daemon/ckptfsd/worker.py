@@ -16,7 +16,7 @@ from ckptfs.errors import CkptfsError, ConfigurationError, MountError
 from ckptfs.fuse import channel
 from ckptfs.fuse.mountinfo import settled_path
 from ckptfsd import app, privileges
-from ckptfsd.config import Effective
+from ckptfsd.config import Effective, decode
 from ckptfsd.launch import worker_command
 from ckptfsd.logging import get_logger
 from ckptfsd.worker_link import HolderLink, Introduction, Order
@@ -31,7 +31,7 @@ def run(load: Callable[[], Effective], arguments: list[str]) -> None:
     if link is None:
         raise ConfigurationError("`ckptfsd worker` is started by `ckptfsd run`, not by hand")
     try:
-        _run(load(), link, arguments)
+        _run(load, link, arguments)
     except CkptfsError as error:
         link.failing(error.message)
         raise
@@ -40,17 +40,26 @@ def run(load: Callable[[], Effective], arguments: list[str]) -> None:
         raise
 
 
-def _run(effective: Effective, link: HolderLink, arguments: list[str]) -> None:
-    app.prepare_process(effective)
+def _run(load: Callable[[], Effective], link: HolderLink, arguments: list[str]) -> None:
+    effective, mistake = _load(load)
+    if effective is not None:
+        app.prepare_process(effective)
     privileges.drop()
     link.hello(__version__)
     order, note = _next_order(link)
     if order.verb == "standby":
+        if mistake is not None:
+            raise mistake  # the worker that serves goes on
         _check_native(order.native)
         link.prepared()
         order, note = _next_order(link)
+    if mistake is not None and order.introduction is not None:
+        effective = _last_good(order.introduction, mistake)
+        note = f"{mistake.message}; until that is mended the configuration before it is in force"
+        app.prepare_process(effective)
+        _log.error("the configuration has a mistake: going on with the one before", reason=mistake.message)
     while order.verb in ("serve", "resume"):
-        assert order.introduction is not None
+        assert effective is not None and order.introduction is not None
         order = _serve(effective, link, order.introduction, arguments, note)
         note = ""
         if order.verb == "pause":
@@ -59,6 +68,21 @@ def _run(effective: Effective, link: HolderLink, arguments: list[str]) -> None:
     if order.verb == "misunderstood":
         raise ConfigurationError(order.reason)
     _log.info("stopped")
+
+
+def _load(load: Callable[[], Effective]) -> tuple[Effective | None, ConfigurationError | None]:
+    try:
+        return load(), None
+    except ConfigurationError as error:
+        return None, error
+
+
+def _last_good(introduction: Introduction, mistake: ConfigurationError) -> Effective:
+    """Who edits the file and makes a mistake is told when it is reloaded; a worker that dies meanwhile must
+    not take the mount with it. Raises the mistake when no worker was ready before."""
+    if not introduction.configuration:
+        raise mistake
+    return decode(introduction.configuration)
 
 
 def _serve(

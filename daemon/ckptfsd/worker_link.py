@@ -10,7 +10,10 @@ import contextlib
 import errno
 import math
 import os
+import select
 import socket
+import time
+from collections import deque
 from collections.abc import MutableMapping, Sequence
 from typing import NamedTuple
 
@@ -23,6 +26,8 @@ from ckptfsd.holder import wire
 log = structlog.get_logger(__name__)
 
 _HEARTBEAT_SECONDS = 5.0
+# For what the holder is to hear before we wait for it, or end.
+_DELIVERY_SECONDS = 5.0
 # Backing ids in a message: a datagram holds 64 KiB.
 _IDS_PER_MESSAGE = 2000
 
@@ -41,6 +46,7 @@ class Introduction(NamedTuple):
 
     connection: Connection
     starts: int  # how many workers there were before this one
+    configuration: str = ""  # of the worker that was ready last
     listener: Listener | None = None
 
     def close(self) -> None:
@@ -70,6 +76,9 @@ class HolderLink:
         self._answers: dict[int, wire.Message] = {}
         self._last_request = 0
         self._gone = False
+        # What the holder's mailbox had no room for: it was busy, and must not miss the end of a registration.
+        self._unsent: deque[tuple[wire.Message, tuple[int, ...]]] = deque()
+        self._has_unsent = trio.Event()
         self._send_order, self.orders = trio.open_memory_channel[Order](math.inf)
 
     @classmethod
@@ -83,6 +92,7 @@ class HolderLink:
 
     def wait(self) -> Order:
         """The next order, blocking: for a worker that has no event loop yet, or none any more."""
+        self._deliver_now()
         while True:
             with contextlib.suppress(trio.WouldBlock):
                 return self.orders.receive_nowait()
@@ -95,6 +105,7 @@ class HolderLink:
         """Receive until cancelled, or until the holder is gone."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._beat)
+            nursery.start_soon(self._deliver)
             task_status.started()
             while True:
                 await trio.lowlevel.wait_readable(self._peer)
@@ -118,8 +129,9 @@ class HolderLink:
     def prepared(self) -> None:
         self._say({"do": "prepared"})
 
-    def ready(self, notes: str = "") -> None:
-        self._say({"do": "ready", "notes": notes})
+    def ready(self, notes: str = "", configuration: str = "") -> None:
+        """``configuration``: ours, for a worker that finds a mistake in the file."""
+        self._say({"do": "ready", "notes": notes, "configuration": configuration})
 
     def paused(self) -> None:
         self._say({"do": "paused"})
@@ -131,6 +143,7 @@ class HolderLink:
     def failing(self, error: str) -> None:
         """Why this worker is about to end: the last that the holder hears of it."""
         self._say({"do": "failing", "error": error})
+        self._deliver_now()
 
     def leave_listener(self, fd: int, path: str, inode: tuple[int, int]) -> None:
         """Have the holder keep the control interface's socket for the worker after this one."""
@@ -181,13 +194,49 @@ class HolderLink:
     async def _beat(self) -> None:
         """From the event loop: what hangs stops saying it."""
         while True:
-            self._say({"do": "alive"})
+            if not self._unsent:
+                self._say({"do": "alive"})
             await trio.sleep(_HEARTBEAT_SECONDS)
 
     def _say(self, message: wire.Message, descriptors: Sequence[int] = ()) -> None:
-        """Never waits. A holder that is dead or does not read misses it."""
-        with contextlib.suppress(OSError):
+        """Never waits: what there is no room for is delivered later. A holder that is dead misses it."""
+        if not self._unsent:
+            try:
+                wire.send(self._peer, message, descriptors)
+                return
+            except BlockingIOError:
+                pass
+            except OSError:
+                return
+        self._unsent.append((message, tuple(os.dup(fd) for fd in descriptors)))
+        self._has_unsent.set()
+
+    async def _deliver(self) -> None:
+        while True:
+            await self._has_unsent.wait()
+            while self._unsent:
+                if not self._deliver_one():
+                    await trio.lowlevel.wait_writable(self._peer)
+            self._has_unsent = trio.Event()
+
+    def _deliver_now(self) -> None:
+        """Outside the event loop."""
+        deadline = time.monotonic() + _DELIVERY_SECONDS
+        while self._unsent and time.monotonic() < deadline:
+            if not self._deliver_one():
+                select.select((), (self._peer,), (), max(0.0, deadline - time.monotonic()))
+
+    def _deliver_one(self) -> bool:
+        message, descriptors = self._unsent[0]
+        try:
             wire.send(self._peer, message, descriptors)
+        except BlockingIOError:
+            return False
+        except OSError:
+            log.debug("the holder missed a message", verb=message["do"])
+        self._unsent.popleft()
+        wire.close_all(descriptors)
+        return True
 
     async def _say_when_possible(self, message: wire.Message, descriptors: tuple[int, ...]) -> None:
         if self._gone:
@@ -232,7 +281,8 @@ def _introduced(verb: str, message: wire.Message, descriptors: list[int]) -> Ord
         if more:
             told = message["listener"]
             listener = Listener(more[0], str(told["path"]), (int(told["inode"][0]), int(told["inode"][1])))
-        return Order(verb, Introduction(connection, int(message["starts"]), listener))
+        configuration = str(message.get("configuration", ""))
+        return Order(verb, Introduction(connection, int(message["starts"]), configuration, listener))
     except (KeyError, TypeError, ValueError, IndexError) as error:
         wire.close_all(descriptors)
         return Order(

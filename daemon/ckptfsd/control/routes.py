@@ -18,6 +18,8 @@ from ckptfsd.control.responses import FileContent, Listing, ProgressLines, answe
 
 T = TypeVar("T")
 
+_PATH_MAX = 4096  # linux/limits.h
+
 
 async def _body(control: Control, request: Request, kind: type[T]) -> T:
     body = await read_body(
@@ -134,9 +136,10 @@ async def run_doctor(control: Control, request: Request) -> Response:
 async def upgrade(control: Control, request: Request) -> Response:
     query(request, ())
     wanted = await _body(control, request, Upgrade)
-    if wanted.python and not os.path.isabs(wanted.python):
-        raise SpecificationError("python", f"python: {wanted.python!r} is not an absolute path")
+    python = wanted.python
+    if python and (not os.path.isabs(python) or "\0" in python or len(os.fsencode(python)) > _PATH_MAX):
+        raise SpecificationError("python", f"python: {python[:200]!r} is not an absolute path")
     if not control.permissions.is_owner(request.scope["state"]["peer"]):
         raise PermissionDenied("an upgrade decides which program runs as the daemon: only root may ask")
-    control.upgrade(wanted.python)
+    control.upgrade(python)
     return answer(control.status(), 202)

@@ -49,6 +49,10 @@ class BackingFiles:
         self._registered, self._kept = self._kept, set()
         return len(stray)
 
+    def begin(self) -> None:
+        """Another worker is going to say what is in use: forget what the one before had said in part."""
+        self._kept.clear()
+
     def clear(self) -> None:
         """The connection ended, and they with it."""
         self._registered.clear()

@@ -41,6 +41,7 @@ class Crew:
         self._backings = BackingFiles()
         self._dismissed: list[Worker] = []
         self._reload_again = False
+        self._configuration = ""  # of the worker that was ready last
         self.listener = HeldListener()
         self.mount: Connection | None = None
         self.worker: Worker | None = None
@@ -79,13 +80,17 @@ class Crew:
 
     def tell_to_serve(self, worker: Worker, verb: str = "serve") -> None:
         assert self.mount is not None
-        worker.enter(State.TAKING, within_seconds=self._options.start_seconds)
+        # In an upgrade nobody serves meanwhile, and another worker can.
+        limit = self._options.pause_seconds if worker is self.next else self._options.start_seconds
+        worker.enter(State.TAKING, within_seconds=limit)
+        self._backings.begin()
         mount = self.mount
         message = {
             "do": verb,
             "protocol": wire.PROTOCOL,
             "connection": mount.described(),
             "starts": self._starts - 1,
+            "configuration": self._configuration,
             **self.listener.described(),
         }
         descriptors = [mount.fuse_fd, mount.modes_fd]
@@ -129,8 +134,7 @@ class Crew:
                     self._end_upgrade("the old worker did not let go of the mount in time")
                 else:
                     if worker.state is not State.LEAVING:
-                        limit = f"{self._options.start_seconds:g} s ([holder] start_timeout_seconds)"
-                        worker.reason = f"the new worker was not ready within {limit}"
+                        worker.reason = self._too_late(worker)
                     worker.kill()
             elif worker.state is State.READY and hang and worker.last_alive:
                 silent = now - max(worker.last_alive, worker.ready_at)
@@ -138,6 +142,12 @@ class Crew:
                     self._log.warning("the worker hangs", pid=worker.pid, seconds=round(silent))
                     worker.last_alive = 0.0
                     worker.kill()
+
+    def _too_late(self, worker: Worker) -> str:
+        seconds, name = self._options.start_seconds, "start_timeout_seconds"
+        if worker.state is State.TAKING and worker is self.next:
+            seconds, name = self._options.pause_seconds, "pause_timeout_seconds"
+        return f"the new worker was not ready within {seconds:g} s ([holder] {name})"
 
     def buried(self, pid: int) -> bool:
         """Was that a worker that was dismissed? Then there is nothing more to do."""
@@ -228,12 +238,13 @@ class Crew:
         else:
             self.tell_to_serve(worker, "resume")
 
-    def _ready(self, worker: Worker, notes: str) -> str:
+    def _ready(self, worker: Worker, notes: str, configuration: str) -> str:
         if worker.state is not State.TAKING:
             return ""  # told to leave meanwhile
         worker.enter(State.READY)
         worker.ready_at = time.monotonic()
         self._argv = worker.argv
+        self._configuration = configuration
         if worker is self.next and self.worker is not None:
             old, self.worker, self.next = self.worker, worker, None
             worker.standby = False
@@ -283,7 +294,8 @@ class Crew:
         elif verb == "prepared":
             self._prepared(worker)
         elif verb == "ready":
-            return self._ready(worker, str(message.get("notes", "")))
+            configuration = str(message.get("configuration", ""))
+            return self._ready(worker, str(message.get("notes", "")), configuration)
         elif verb == "paused":
             self._paused(worker)
         elif verb in ("open", "close", "keep"):

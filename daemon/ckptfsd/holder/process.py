@@ -120,6 +120,8 @@ class Holder:
                 if not self._stopping:
                     self._leaving = self._manager.restarts_us()
                     self._stop()
+                elif self._crew.worker is not None:
+                    self._crew.worker.kill(signal.Signals(number))  # it cuts its waiting short
             elif number == signal.SIGHUP:
                 self._crew.reload()
 
@@ -164,6 +166,7 @@ class Holder:
             if not self._crew.buried(pid):
                 for worker in self._crew.members():
                     if worker.pid == pid:
+                        worker.reaped = True
                         self._died(worker, os.waitstatus_to_exitcode(status))
 
     def _died(self, worker: Worker, code: int) -> None:

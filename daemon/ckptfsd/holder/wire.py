@@ -7,7 +7,8 @@ worker -> holder  fields                        meaning
 ===============  =============================  =====================================================
 hello            version                        the worker lives and asks what to do
 prepared                                        (standby) all that can be done ahead is done
-ready            notes                          serving
+ready            notes, configuration           serving; ``configuration``: as JSON, for whoever comes after a
+                                                mistake was made in the file
 paused                                          the mount and the store are let go, the process stays
 open             id, with a descriptor          register a backing file; answered by ``opened``
 close            backing                        free a backing id
@@ -22,9 +23,10 @@ lost             reason                         the connection ended under the w
 holder -> worker  fields                        meaning
 ===============  =============================  =====================================================
 serve            protocol, connection, starts,  take the mount over; descriptors of /dev/fuse, of the
-                 listener (if there is one)     modes table and of the listener. ``starts``: workers before
+                 configuration, listener        modes table and of the listener. ``starts``: workers before
                                                 this one; ``connection``: ckptfs.fuse.connection;
-                                                ``listener``: path, inode
+                                                ``listener`` (if there is one): path, inode;
+                                                ``configuration``: of the worker that was ready last
 standby          native                         prepare, say so and wait for ``serve``. ``native``: how many
                                                 files are open past the daemon
 pause                                           let go of mount and store, say so and wait

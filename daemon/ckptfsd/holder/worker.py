@@ -46,6 +46,7 @@ class Worker:
         self.ready_at = 0.0
         self.last_alive = 0.0
         self.deadline = time.monotonic() + start_seconds
+        self.reaped = False
         self.reason = ""  # why it ends, if it said so
         self.socket, theirs = wire.pair()
         with theirs:
@@ -73,6 +74,8 @@ class Worker:
         return True
 
     def kill(self, number: signal.Signals = signal.SIGKILL) -> None:
+        if self.reaped:
+            return  # its number may be another process's by now
         with contextlib.suppress(ProcessLookupError):
             os.kill(self.pid, number)
 
