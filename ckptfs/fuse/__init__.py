@@ -7,7 +7,7 @@
 - ``mountpoint``    is the directory fit to be mounted on; dead mounts are cleared
 - ``kernel_mount``  mount(2) or fusermount3, and the way back
 - ``mountinfo``     what is mounted where, without touching it
-- ``tuning``        readahead and background requests, set after mounting
+- ``tuning``        readahead, set after mounting
 - ``ticker``        the cure for pyfuse3's blocking read
 
 Reads past the daemon, and a mount that outlives it:

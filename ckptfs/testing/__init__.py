@@ -3,5 +3,6 @@
 - ``radosgw``     a real S3-compatible object store on loopback
 - ``httpserver``  a real HTTP server on loopback: files of its own, or a proxy before another server
 - ``faults``      what such a server can do wrong, each one counting how often it did
+- ``fusectl``     the kernel's files of each FUSE connection
 - ``maker``       safetensors files, trees and archives to make checkpoints of
 """

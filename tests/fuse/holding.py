@@ -17,7 +17,8 @@ from mirror_worker import read_stats
 
 import ckptfs
 import ckptfsd
-from ckptfs.fuse import mountinfo, tuning
+from ckptfs.fuse import mountinfo
+from ckptfs.testing import fusectl
 from ckptfsd.holder.options import Options, command
 
 MIRROR = str(Path(__file__).with_name("mirror_worker.py"))
@@ -44,15 +45,10 @@ def abort(root: str) -> bool:
     mounted = mountinfo.at(root)
     if mounted is None:
         return False
-    directory = tuning._open_fusectl()
     try:
-        fd = os.open(f"{mounted.minor}/abort", os.O_WRONLY, dir_fd=directory)
+        fusectl.abort(mounted.minor)
     except FileNotFoundError:
         return False
-    finally:
-        os.close(directory)
-    os.write(fd, b"1")
-    os.close(fd)
     return True
 
 

@@ -16,7 +16,8 @@ from pathlib import Path
 import pytest
 from mounts import MountRefused, Starter
 
-from ckptfs.fuse import mountinfo, tuning
+from ckptfs.fuse import mountinfo
+from ckptfs.testing import fusectl
 from ckptfs.testing.checkpoints import noise
 
 MIB = 1 << 20
@@ -31,20 +32,8 @@ def test_readahead_and_background_are_raised(mounted: Starter) -> None:
     found = mountinfo.at(mount.root)
     assert found
     assert Path(f"/sys/class/bdi/{found.device}/read_ahead_kb").read_text() == "2048\n"
-    assert fusectl(found.minor, "max_background") == b"777\n"
-    assert fusectl(found.minor, "congestion_threshold") == b"582\n"
-
-
-def fusectl(connection: int, name: str) -> bytes:
-    directory = tuning._open_fusectl()
-    try:
-        fd = os.open(f"{connection}/{name}", os.O_RDONLY, dir_fd=directory)
-        try:
-            return os.read(fd, 100)
-        finally:
-            os.close(fd)
-    finally:
-        os.close(directory)
+    assert fusectl.read(found.minor, "max_background") == b"777\n"
+    assert fusectl.read(found.minor, "congestion_threshold") == b"582\n"
 
 
 def test_the_readahead_is_what_makes_it_fast(mounted: Starter) -> None:
@@ -136,11 +125,7 @@ def test_a_mount_taken_away_from_outside_is_an_error(mounted: Starter, how: str)
     else:
         found = mountinfo.at(mount.root)
         assert found
-        directory = tuning._open_fusectl()
-        fd = os.open(f"{found.minor}/abort", os.O_WRONLY, dir_fd=directory)
-        os.write(fd, b"1")
-        os.close(fd)
-        os.close(directory)
+        fusectl.abort(found.minor)
     assert mount.process.wait(10) == 7
     assert mount.process.stdout
     assert b"was taken away from outside" in mount.process.stdout.read()
@@ -196,7 +181,7 @@ def test_an_unprivileged_mount(open_tmp_path: Path, mounted: Starter) -> None:
     found = mountinfo.at(mount.root)
     assert found
     # Asked for in INIT, which the kernel grants to everybody up to what its memory allows.
-    assert int(fusectl(found.minor, "max_background")) > 12
+    assert int(fusectl.read(found.minor, "max_background")) > 12
     path = mount.path("c", "d", "f")
     assert subprocess.check_output(["cat", path], user=user, group=user, extra_groups=[]) == content
     with pytest.raises(PermissionError):

@@ -7,6 +7,7 @@ import errno
 import os
 import socket
 import struct
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -206,3 +207,50 @@ async def test_a_holder_of_another_version_is_not_misunderstood(
     assert "restart ckptfsd" in order.reason
     assert set(os.listdir("/proc/self/fd")) == before
     nursery.cancel_scope.cancel()
+
+
+async def test_nothing_is_lost_while_the_holder_is_busy(
+    ends: tuple[socket.socket, HolderLink], nursery: trio.Nursery
+) -> None:
+    """Thousands of registrations end at once: each that was not told would keep a deleted file's space."""
+    holder, link = ends
+    await nursery.start(link.run)
+    count = 5000
+    with open("/dev/full") as file:
+        for number in range(1, count):
+            link.close(number)
+        link.leave_listener(file.fileno(), "/s", (1, 2))
+    assert link._unsent, "its mailbox is full"
+    told = []
+    while len(told) < count:
+        await trio.lowlevel.wait_readable(holder)
+        received = wire.receive(holder)
+        assert received is not None
+        message, descriptors = received
+        if message["do"] == "listener":
+            assert os.readlink(f"/proc/self/fd/{descriptors[0]}") == "/dev/full"
+        wire.close_all(descriptors)
+        if message["do"] != "alive":
+            told.append(message)
+    assert [message.get("backing") for message in told] == [*range(1, count), None]
+    nursery.cancel_scope.cancel()
+
+
+def test_the_last_word_is_said_to_a_busy_holder_too(ends: tuple[socket.socket, HolderLink]) -> None:
+    holder, link = ends
+    for number in range(1, 3000):
+        link.close(number)
+    heard: list[str] = []
+
+    def listen() -> None:
+        while not heard or heard[-1] != "failing":
+            received = wire.receive(holder)
+            assert received is not None
+            heard.append(received[0]["do"])
+
+    listener = threading.Thread(target=listen)
+    listener.start()
+    link.failing("why")
+    listener.join(10)
+    assert heard[-1] == "failing"
+    assert len(heard) == 3000
