@@ -77,6 +77,6 @@ def check_read(figures: dict[str, Any]) -> None:
     requests = figures["plain_pyfuse3_read_requests"]
     served = sum(int(size) * count for size, count in requests.items())
     assert served > 3_900_000 * 4  # a first pass of each way that reads the whole file
-    assert max(map(int, requests)) == 128 << 10  # pyfuse3's default
+    assert max(requests, key=requests.get) == str(128 << 10)  # as the kernel asks by default
     assert servers["ckptfs, past the daemon"]["times_cached"] < 1.1
     assert servers["ckptfs, by the daemon"]["times_cached"] > 1.9
