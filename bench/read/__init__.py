@@ -12,8 +12,8 @@ from both. The same once more before anything is dropped (``just_created``): the
 
 **Served** (``compare``): a server that answers the kernel's requests. Of its file, a first pass finds nothing
 in the mount's page cache (checked with cachestat(2)) and in memory all that lies below it: a blob, an image,
-chunks; a second pass finds all in the mount's page cache. The first round is not counted: memory that was
-never used costs more than all else on a virtual machine. Peers have their default settings; squashfs is
+chunks; a second pass finds all in the mount's page cache. The first round of all is not counted: memory that
+was never used costs more than all else on a virtual machine. Peers have their default settings; squashfs is
 without compression, since a checkpoint's bytes do not compress. Slow peers get a smaller file; the ratio is
 to the native read of the same one.
 

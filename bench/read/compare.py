@@ -40,10 +40,10 @@ class Passes:
 def compare(
     files: Path, servers: Mapping[str, Server], ways: Mapping[str, tuple[str, Way]], rounds: Mapping[str, int]
 ) -> dict[str, dict[str, Any]]:
-    """server -> way -> figures. ``rounds``: of each way, after one that is not counted."""
+    """server -> way -> figures. ``rounds``: of each way; of the first one more, which is not counted."""
     measured = {name: {words: Passes() for words in ways} for name in servers}
-    for words, (file, way) in ways.items():
-        for number in range(rounds[words] + 1):
+    for place, (words, (file, way)) in enumerate(ways.items()):
+        for number in range(0 if place == 0 else 1, rounds[words] + 1):
             warm(files / file)
             done, seconds = one_pass(way, files / file)
             for name in sorted(servers, reverse=bool(number % 2)):

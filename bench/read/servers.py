@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -109,9 +110,11 @@ def installed(programs: Sequence[str]) -> bool:
 
 
 def version(program: str) -> str:
-    """The first line of what it says of itself, on whichever stream."""
+    """What it says of itself, on whichever stream, and maybe among its help."""
     done = subprocess.run([_program(program), "--version"], capture_output=True, text=True)
-    return next(iter((done.stdout + done.stderr).splitlines()), "").strip()
+    name = program.partition("_")[0]
+    found = re.search(rf"^{name} v?[\d.]+", done.stderr + done.stdout, re.MULTILINE)
+    return found[0] if found else name
 
 
 @contextlib.contextmanager
