@@ -7,6 +7,7 @@ the temporary directory), and both are gone afterwards. It prints figures and ra
 - ``create``: a 4 GiB safetensors file into the store, against ``cp`` + ``sync`` and ``casync make``
 - ``read``: reads through the mount, past the daemon and by it, against a plain copy, pyfuse3 with default
   settings, squashfuse, casync and rclone
+- ``latency``: small reads and `stat` while a checkpoint is being created, against an idle daemon
 - ``sharing``: how much of the bytes in equal tensors is stored once
 - ``assemble``: a derived copy of a 2 GiB fine-tune, against ``cp`` with shared blocks and without (as root)
 - ``small_files``: 100,000 small files created, listed and removed, against the native file system

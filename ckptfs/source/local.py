@@ -32,6 +32,11 @@ from ckptfs.source.place import PlacedFile
 #: same ctime, so a read waits until the pinned ctime is older than a tick: a later write then shows.
 TICK_SECONDS = 0.02
 
+#: How much one read takes. A kernel that does not preempt itself (PREEMPT_NONE) lets nobody else have the
+#: core until the copy is done: beside three threads that read in calls of 8 MiB, the 99th percentile of
+#: waking another process was 6.3 ms; in calls of 256 KiB 0.08 ms (2 cores, Linux 6.18).
+_PIECE_BYTES = 256 << 10
+
 
 class LocalFile:
     """The bytes of one regular file, pinned (:class:`~ckptfs.source.base.Ranged`)."""
@@ -59,7 +64,7 @@ class LocalFile:
                 time.sleep(TICK_SECONDS - age_seconds)
             done = 0
             while done < len(buffer):
-                got = os.preadv(descriptor, [buffer[done:]], offset + done)
+                got = os.preadv(descriptor, [buffer[done : done + _PIECE_BYTES]], offset + done)
                 if not got:
                     raise self._changed("became shorter")
                 done += got

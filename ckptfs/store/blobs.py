@@ -19,7 +19,8 @@ from ckptfs.store.layout import Layout
 #: blobs within an ordinary RLIMIT_NOFILE of 1024 together with everything else that a daemon opens.
 DEFAULT_OPEN_BLOBS = 256
 
-#: How much one pwrite takes, and where it ends: at multiples of this in the file. The kernel caches what
+#: How much one read or pwrite takes; for reads ckptfs/source/local.py says why. A pwrite ends at multiples of
+#: this in the file: the kernel caches what
 #: one call writes in folios as large as the call and its alignment allow (256 KiB at an odd offset become
 #: 128, 64, 32, ... KiB in scattered memory), and who reads or maps them pays for each until they leave the
 #: cache: of a copy made by cp (64 KiB) a fresh blob reached 0.98 read and 1.02 mapped at odd offsets, 1.02
@@ -125,7 +126,7 @@ class BlobFiles:
         with self.open(blob) as handle, failure.mapped("reading a blob"):
             done = 0
             while done < len(buffer):
-                got = os.preadv(handle.fd, [buffer[done:]], offset + done)
+                got = os.preadv(handle.fd, [buffer[done : done + PIECE_BYTES]], offset + done)
                 if not got:
                     break
                 done += got

@@ -19,6 +19,7 @@ import os
 import resource
 import shlex
 import signal
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -51,6 +52,11 @@ _log = get_logger(__name__)
 # Python's 700 allocations the collector took an eighth of the CPU of such a creation.
 _GC_THRESHOLDS = (50_000, 20, 20)
 
+# How long a thread that computes in Python keeps the interpreter from the event loop, each time that the loop
+# comes back from the kernel. While a manifest of 100,000 files was decoded (0.3 s), a turn of the loop took
+# 8 ms with Python's 5 ms, 1.3 ms with this; the decoding took as long.
+_SWITCH_SECONDS = 0.0005
+
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 # What the next worker is not kept waiting for: it gets the requests that are in flight.
@@ -68,6 +74,7 @@ def prepare_process(effective: Effective) -> None:
     # Credentials of creations are in memory, and a core is a file.
     resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
     gc.set_threshold(*_GC_THRESHOLDS)
+    sys.setswitchinterval(_SWITCH_SECONDS)
 
 
 def serve(effective: Effective, held: Held | None = None) -> Order:

@@ -21,6 +21,7 @@ TINY = {
         *("--rounds", "1", "--other-rounds", "1", "--small-reads", "50", "--large-reads", "3"),
         *("--idle-seconds", "0.1"),
     ],
+    "latency": ["--bytes", "40000000", "--rounds", "1", "--idle-seconds", "0.3", "--names", "3000"],
     "sharing": ["--layers", "2", "--width", "512", "--vocabulary", "4100"],
     "assemble": ["--bytes", "4000000", "--tensors", "30", "--pairs", "1"],
     "small_files": ["--files", "300", "--per-directory", "100", "--rounds", "1"],
