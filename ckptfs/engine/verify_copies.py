@@ -52,7 +52,7 @@ class Copies:
         if damage:
             for entry in self._files.keys() - self._store.copied_entries(self._ordinal):
                 self._wrong.setdefault(entry, "it shared blocks with a damaged chunk")
-        self._store.drop_copies([(self._ordinal, entry) for entry in self._wrong])
+        self._store.drop_copies([(self._ordinal, entry) for entry in self._wrong], wrong=True)
         if self._wrong:
             self._store.look_again({self._ordinal})
         return [

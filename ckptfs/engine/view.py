@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -24,6 +23,7 @@ import structlog
 import trio
 
 from ckptfs.engine.config import ReadLimits
+from ckptfs.engine.native import CopyFile, blob_file
 from ckptfs.engine.nodes import (
     DIRECTORY_BYTES,
     DIRECTORY_MODE,
@@ -45,6 +45,7 @@ from ckptfs.engine.recent import RecentReaders
 from ckptfs.engine.warm import WarmReads
 from ckptfs.errors import CkptfsError, StoreDamaged
 from ckptfs.model.manifest import Directory, File, Link, decode
+from ckptfs.model.names import show_path
 from ckptfs.model.tree import Tree
 from ckptfs.store import Checkpoint, Store
 
@@ -264,7 +265,7 @@ class View:
         if reader is None:  # of an earlier process, and not read here yet
             return None
         if reader.native_blob:
-            return partial(_descriptor, self._store, reader)
+            return partial(blob_file, self._store, reader)
         ordinal, node = split(inode)
         try:
             size = self._store.copy_size(ordinal, node - 1)
@@ -272,8 +273,34 @@ class View:
             log.error("a derived copy is not used", inode=inode, reason=str(error))
             return None
         if size == reader.size_bytes:
-            return partial(_copy_descriptor, self._store, ordinal, node - 1, reader.size_bytes)
+            return CopyFile(self._store, ordinal, node - 1, reader.size_bytes)
         return None
+
+    def check_joined(self, inode: int, backing: object) -> None:
+        """One more handle of an open file gets the file that the others have, whatever :meth:`native` says
+        now: for as long as one is open the kernel takes no other. ``backing``: what it said then.
+
+        Raises :class:`StoreDamaged` when that is a derived copy of which damage is known. It has gone, and
+        the file was mended or will be, but what the others have open keeps the wrong bytes.
+        """
+        opened = self._open.get(inode)
+        reader = opened.reader if opened else None
+        if reader is None or reader.native_blob:  # which is mended in place
+            return
+        copy = backing if isinstance(backing, CopyFile) else None
+        # What an earlier process opened may be any copy that the file ever had: all damage that was found in
+        # this process counts. What that one found we do not know, and refuse nothing for it.
+        since = copy.damage_found if copy else 0
+        if self._store.damage_found == since:
+            return
+        ordinal, node = split(inode)
+        if self._store.last_damage(ordinal, node - 1, reader.blobs()) <= since or (copy and copy.is_there()):
+            return
+        raise StoreDamaged(
+            f"checkpoint {self._names.get(ordinal, b'').decode()!r}: damage was found in "
+            f"{show_path(reader.path)}, and processes that have it open may read the wrong bytes until they "
+            "close it: close it everywhere, then it can be opened again"
+        )
 
     def reader_of(self, inode: int) -> FileReader | None:
         """Where the bytes of a file lie that is open."""
@@ -428,29 +455,3 @@ class View:
             if ordinal + DOTS > start and ordinal in self._names:
                 found.append((name, ordinal + DOTS, *await self._checkpoint_root(ordinal)))
         return found
-
-
-@contextlib.contextmanager
-def _descriptor(store: Store, reader: FileReader) -> Iterator[int]:
-    """OSError where the blob is not what it was: reads then come to us, and say what is wrong."""
-    try:
-        handle = store.blob(reader.native_blob)
-    except CkptfsError as error:
-        raise OSError(error.errno, str(error)) from error
-    with handle:
-        if os.fstat(handle.fd).st_size != reader.size_bytes:
-            # The kernel would answer the end of the file where bytes are missing.
-            raise OSError(errno.EIO, f"blob {reader.native_blob:016x} has not the size of the file")
-        yield handle.fd
-
-
-@contextlib.contextmanager
-def _copy_descriptor(store: Store, ordinal: int, entry: int, size_bytes: int) -> Iterator[int]:
-    """OSError where the derived copy has just gone, or is not what it was."""
-    fd = store.open_copy(ordinal, entry)
-    try:
-        if os.fstat(fd).st_size != size_bytes:
-            raise OSError(errno.EIO, "the derived copy has not the size of the file")
-        yield fd
-    finally:
-        os.close(fd)

@@ -17,6 +17,7 @@ import os
 import stat
 from collections import Counter
 from collections.abc import Callable, Coroutine, Iterator, Sequence
+from functools import partial
 from typing import Any, NoReturn
 
 import pyfuse3
@@ -164,7 +165,9 @@ class CheckpointOperations(pyfuse3.Operations):
         await self._view.open(inode)
         try:
             # The last wait of an open: what it decides is answered in this step.
-            await self.passthrough.open(inode, self._view.native(inode))
+            await self.passthrough.open(
+                inode, self._view.native(inode), partial(self._view.check_joined, inode)
+            )
         except BaseException:
             self._view.release(inode)
             raise

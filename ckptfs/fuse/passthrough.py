@@ -38,6 +38,7 @@ class Passthrough:
         self._modes = modes
         self._backings = backings
         self._registering: dict[int, trio.Event] = {}
+        self._backed_by: dict[int, Native] = {}  # of the inodes that are open natively since this process
         self._refused = 0
         self._promised = 0  # opens whose answer should have been the extension's
         self._granted_before = channel.statistics().get("granted", 0)
@@ -58,9 +59,12 @@ class Passthrough:
         """inode -> open handles, those from before a restart too; never less than there are."""
         return self._modes.handles()
 
-    async def open(self, inode: int, native: Native | None) -> Mode:
+    async def open(
+        self, inode: int, native: Native | None, check: Callable[[Native | None], None] = lambda backing: None
+    ) -> Mode:
         """One more handle, whose number must be ``inode``. ``native``: None when the file's bytes do not
-        all lie in one file of their own.
+        all lie in one file of their own. ``check`` may refuse (raise) that the handle joins others that are
+        open natively; it gets what ``native`` was for the first of them, None if that was before a restart.
 
         To be the last thing that an open waits for: answer in the same step. Raises OSError (ENFILE).
         """
@@ -72,6 +76,8 @@ class Passthrough:
                 assert native is not None
                 return await self._open_first(inode, native)
             else:
+                if step is Step.PASSTHROUGH:
+                    check(self._backed_by.get(inode))
                 mode = self._modes.opened(inode).mode
                 if mode is Mode.PASSTHROUGH:
                     self._promised += 1
@@ -108,12 +114,14 @@ class Passthrough:
             channel.revoke(inode)
             self._backings.close(backing_id)
             raise
+        self._backed_by[inode] = native
         self._promised += 1
         return Mode.PASSTHROUGH
 
     def _released(self, inode: int) -> None:
         backing_id = self._modes.released(inode)
         if backing_id:
+            self._backed_by.pop(inode, None)
             channel.revoke(inode)
             self._backings.close(backing_id)
         self._check_effect()
@@ -137,6 +145,7 @@ class Passthrough:
             self.why_not = "pyfuse3 answers OPEN without the extension (libfuse linked in another way)"
             log.warning("no files are opened natively", reason=self.why_not)
             channel.clear()
+            self._backed_by.clear()
             for backing_id in self._modes.demote():
                 self._backings.close(backing_id)
 

@@ -142,6 +142,9 @@ class Core:
         self.derived_used: dict[tuple[int, int], float] = {}
         #: Counts what was found damaged: what was begun or looked up before is not trusted.
         self.damage_found = 0
+        #: What :attr:`damage_found` became when damage was last found in a blob, or in a file's derived copy.
+        self.damaged_blobs: dict[int, int] = {}
+        self.damaged_copies: dict[tuple[int, int], int] = {}
         self._next_blob = 0
         self._last_blob = 0
         self._ranges: list[tuple[int, int]] = []

@@ -116,10 +116,23 @@ def _record(core: Core, copies: Sequence[NewCopy]) -> list[NewCopy]:
 # --- Going --------------------------------------------------------------------------------------------
 
 
-def drop(core: Core, keys: Iterable[Key]) -> DerivedTotals:
-    """Give copies back, whoever has them open. What went, as far as it was recorded."""
+def drop(core: Core, keys: Iterable[Key], *, wrong: bool = False) -> DerivedTotals:
+    """Give copies back, whoever has them open. What went, as far as it was recorded. ``wrong``: because
+    their bytes are not those of the file."""
+    keys = list(keys)
     with core.deriving:
-        return _drop(core, list(keys))
+        if wrong and keys:
+            with core.state:
+                core.damage_found += 1
+                core.damaged_copies.update(dict.fromkeys(keys, core.damage_found))
+        return _drop(core, keys)
+
+
+def last_damage(core: Core, key: Key, blobs: Iterable[int]) -> int:
+    """What ``damage_found`` became when damage was last found in a file's derived copies or in the blobs
+    that have its bytes; 0 when it was not since the store was opened."""
+    with core.state:
+        return max(core.damaged_copies.get(key, 0), *(core.damaged_blobs.get(blob, 0) for blob in blobs), 0)
 
 
 def _drop(core: Core, keys: list[Key]) -> DerivedTotals:

@@ -43,6 +43,7 @@ def add(store: Core, digests: Iterable[bytes]) -> int:
         with store.state:
             store.quarantined |= noted
             store.damage_found += len(noted)
+            store.damaged_blobs.update(dict.fromkeys(blobs, store.damage_found))
         derived.unlink_forgotten(store, gone)
     return len(noted)
 

@@ -236,6 +236,11 @@ class Store:
         """Grows whenever chunks are found damaged: what was looked up before may lead to them."""
         return self._core.damage_found
 
+    def last_damage(self, ordinal: int, entry: int, blobs: Iterable[int]) -> int:
+        """What :attr:`damage_found` became when damage was last found in a file's derived copy or in the
+        blobs that have its bytes; 0 when it was not since the store was opened."""
+        return derived.last_damage(self._core, (ordinal, entry), blobs)
+
     def quarantined(self) -> frozenset[bytes]:
         """The digests of the chunks that are known to be damaged."""
         with self._core.state:
@@ -311,9 +316,10 @@ class Store:
         """How many derived copies have gone since the store was opened, for whatever reason."""
         return self._core.derived_dropped
 
-    def drop_copies(self, keys: Iterable[tuple[int, int]]) -> DerivedTotals:
-        """Give derived copies back, by ordinal and entry, whoever has them open; what went."""
-        return derived.drop(self._core, keys)
+    def drop_copies(self, keys: Iterable[tuple[int, int]], *, wrong: bool = False) -> DerivedTotals:
+        """Give derived copies back, by ordinal and entry, whoever has them open; what went. ``wrong``: their
+        bytes are not those of the files."""
+        return derived.drop(self._core, keys, wrong=wrong)
 
     def make_room(self, wanted_bytes: int, *, may_go: Callable[[DerivedCopy], bool] | None = None) -> int:
         """Drop derived copies that nobody has open, the longest unused first, until so many bytes have

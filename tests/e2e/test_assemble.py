@@ -95,6 +95,31 @@ def test_with_shared_blocks_a_fine_tune_is_native_by_itself(start: Start, kind: 
     assert free_bytes(store.path) - with_copy < shown["derived_bytes"] + MB
 
 
+def test_no_open_joins_one_that_reads_a_damaged_copy(start: Start, tmp_path: Path) -> None:
+    """All handles of a file have one backing file; the copy that it was has gone with the damage."""
+    daemon = start("xfs")
+    daemon.expected_errors = ["damage found", "damage was found in model.safetensors"]
+    until(lambda: daemon.json("show", "tuned")["native_files"] == 1, "the fine-tune is native")
+    path = daemon.mount / "tuned" / "model.safetensors"
+    content = TUNED["model.safetensors"]
+    with path.open("rb") as opened:
+        assert native_opens(daemon) == 1
+        for blob in Path(daemon.client.status().store.path, "blobs").rglob("*"):
+            if blob.is_file() and blob.stat().st_size == len(BASE["model.safetensors"]):
+                with blob.open("r+b") as file:
+                    file.seek(20 * MB)
+                    file.write(b"rot")
+        assert len(daemon.json("verify", "base", code=7)["damaged"]) == 1
+        daemon.run("create", "again", str(tmp_path / "base"))
+        until(lambda: daemon.json("show", "tuned")["native_files"] == 1, "the copy is there anew")
+        with pytest.raises(OSError, match="Input/output error"):
+            path.open("rb")
+        daemon.run("daemon", "reload")
+        assert opened.read() == content, "its blocks were never damaged, as it happens"
+    until(lambda: daemon.client.status().counters["files_open_native"] == 0, "the handle is closed")
+    assert read_both_ways(path) == content
+
+
 def test_without_them_assemble_does_it_for_space(start: Start) -> None:
     daemon = start("ext4")
     content = TUNED["model.safetensors"]

@@ -300,6 +300,53 @@ async def test_a_damaged_row_of_a_derived_copy_harms_no_open(store: Store, attac
     assert bytes(await view.read(inode, 0, 1000)) == parts[4 << 20 :][:1000]
 
 
+async def test_no_handle_joins_those_that_read_damaged_bytes(store: Store, attached: Attached) -> None:
+    """Of a derived copy that was dropped with the damage in what it shares, and is there anew."""
+    a, b = noise(1, 4 << 20), noise(2, 4 << 20)
+    make_checkpoint(store, "base", {b"f": a + b})
+    c = make_checkpoint(store, "c", {b"f": b + a})
+    other = make_checkpoint(store, "other", {b"f": noise(3, 300_000)})
+    store.record_copies([store.new_copy(c.ordinal, 0, 8 << 20, Why.ASKED)])
+    attached.show(c, other)
+    view = attached.view
+    inode = (await found(view, b"c", b"f")).inode
+    await view.open(inode)
+    backing = view.native(inode)
+    assert backing is not None
+    with backing():
+        pass
+    view.check_joined(inode, backing)
+    # What other files have, and a copy that is dropped for another reason, is nothing to it.
+    (chunk,) = own_chunks(store, other)
+    store.quarantine([chunk])
+    view.check_joined(inode, backing)
+    store.drop_copies([(c.ordinal, 0)])
+    view.check_joined(inode, backing)
+    view.check_joined(inode, None)
+
+    store.quarantine(own_chunks(store, c)[:1])
+    make_checkpoint(store, "again", {b"f": b})
+    store.record_copies([store.new_copy(c.ordinal, 0, 8 << 20, Why.ASKED)])
+    await view.open(inode)
+    for before in (backing, None):
+        with pytest.raises(StoreDamaged, match=r"'c': damage was found in f, .* until they close it:"):
+            view.check_joined(inode, before)
+    anew = view.native(inode)
+    assert anew is not None
+    with anew():
+        pass
+    view.check_joined(inode, anew)
+
+    store.drop_copies([(c.ordinal, 0)], wrong=True)  # as verify does
+    with pytest.raises(StoreDamaged):
+        view.check_joined(inode, anew)
+
+
+def own_chunks(store: Store, checkpoint: Checkpoint) -> list[bytes]:
+    (file,) = (file for _, file in manifests.decode(store.manifest(checkpoint.digest)).files())
+    return [name for _, _, name in file.recipe()]
+
+
 async def test_an_inherited_handle_outlives_the_lease_until_it_is_disowned(
     store: Store, attached: Attached
 ) -> None:
