@@ -56,6 +56,7 @@ class Assembly:
         self._at: int | None = None
         self._background = trio.CancelScope()
         self._left = trio.Event()
+        self._stopped = False
 
     def counters(self) -> dict[str, int]:
         return {"derived_made": self._making.made, "derived_dropped": self._store.copies_dropped}
@@ -93,9 +94,19 @@ class Assembly:
                 if known.whole + known.small + copies < checkpoint.files:
                     self._put(checkpoint.ordinal)
 
+    async def stop(self) -> None:
+        """Let go of what is under way, and begin nothing more. Who asked for copies goes on."""
+        self._stopped = True
+        self._store.stop_waiting()
+        if self._at is not None:
+            self._background.cancel()
+            await self._left.wait()
+
     def creation_ended(self, checkpoint: Checkpoint | None) -> None:
         """A creation is over, and made a checkpoint or did not: look at that soon, and go on with what had
         to wait."""
+        if self._stopped:
+            return
         if checkpoint is not None:
             self._put(checkpoint.ordinal, fresh=True)
         if not self._creating():
@@ -113,7 +124,7 @@ class Assembly:
 
     async def _next(self) -> int:
         while True:
-            if not self._aside[None]:
+            if not self._aside[None] and not self._stopped:
                 for ordinal in self._queue:
                     if not self._aside[ordinal]:
                         return ordinal
@@ -199,7 +210,7 @@ class Assembly:
         before = self._store.copy_totals()
         self._store.make_room(above(), may_go=lambda copy: copy.why is Why.LIMITED)
         for copy in self._store.copies():
-            if above() <= 0:
+            if above() <= 0 or self._stopped:
                 break
             if copy.why is Why.LIMITED:
                 self._store.drop_copies([(copy.ordinal, copy.entry)])

@@ -84,12 +84,17 @@ class Engine:
     async def __aexit__(self, *exc: object) -> None:
         assert self._nursery is not None
         with trio.CancelScope(shield=True):
-            await self.stop_creations()
+            await self.stop_work()
         self._nursery.cancel_scope.cancel()
         await self._stack.aclose()
 
-    async def stop_creations(self) -> None:
-        """Interrupt what is being created; what arrived is kept. Everything else goes on."""
+    async def stop_background(self) -> None:
+        """Make no more derived copies without being asked: somebody waits for the store."""
+        await self._assembly.stop()
+
+    async def stop_work(self) -> None:
+        """That, and interrupt what is being created; what arrived is kept. Everything else goes on."""
+        await self.stop_background()
         await self._creations.stop()
 
     async def _sweep(self) -> None:

@@ -132,7 +132,7 @@ class Making:
                 copy.abandon()
             raise
         # Recorded first: what was begun before a damage was noted would be given up with it.
-        kept = self._store.record_copies(copies)
+        kept = self._store.record_copies(copies, check=trio.from_thread.check_cancelled)
         if hurt:
             self._store.quarantine([error.digest for error in hurt])
         return len(kept), refused, hurt

@@ -138,6 +138,8 @@ class Core:
         #: The derived copies of each checkpoint that has any.
         self.derived: dict[int, DerivedTotals] = {}
         self.derived_dropped = 0
+        #: Somebody waits for the store to be closed.
+        self.closing = threading.Event()
         #: When a derived copy was last opened, if that was since the last note on the disk.
         self.derived_used: dict[tuple[int, int], float] = {}
         #: Counts what was found damaged: what was begun or looked up before is not trusted.

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 
 from ckptfs.store import failure, layout, rows
@@ -62,15 +62,18 @@ def totals(core: Core, ordinal: int | None = None) -> DerivedTotals:
 # --- Coming -------------------------------------------------------------------------------------------
 
 
-def record(core: Core, copies: Sequence[NewCopy]) -> list[NewCopy]:
-    """Make copies last and known, many at the price of one; those that were.
+def record(core: Core, copies: Sequence[NewCopy], check: Callable[[], None] = lambda: None) -> list[NewCopy]:
+    """Make copies last and known, many at the price of one; those that were. ``check`` is called before each
+    has its bytes synced, and may raise.
 
     A copy is given up when its checkpoint has gone, or when damage was found in the store since it was
     begun: it may hold what was damaged. All are given up on an error.
     """
     try:
         for copy in copies:
+            check()
             copy.sync()
+        check()
         with core.deriving, failure.mapped("recording derived copies"):
             for copy in copies:
                 os.rename(copy.temporary, copy.path)

@@ -125,6 +125,7 @@ class Store:
         return cls(store, lock, recovery)
 
     def close(self) -> None:
+        self.stop_waiting()
         """Keep what is under way for a resume, and let go of the directory."""
         for draft in list(self._core.active.values()):
             draft.release()
@@ -286,9 +287,11 @@ class Store:
         """Begin a derived copy of a file. No two of one file at a time; record or abandon it."""
         return NewCopy(self._core, ordinal, entry, size_bytes, why)
 
-    def record_copies(self, copies: Sequence[NewCopy]) -> list[NewCopy]:
+    def record_copies(
+        self, copies: Sequence[NewCopy], *, check: Callable[[], None] = lambda: None
+    ) -> list[NewCopy]:
         """Make copies last and known; those that were. See :func:`ckptfs.store.derived.record`."""
-        return derived.record(self._core, copies)
+        return derived.record(self._core, copies, check)
 
     def copy_size(self, ordinal: int, entry: int) -> int | None:
         """The size of a file's derived copy in bytes; None when it has none."""
@@ -325,6 +328,10 @@ class Store:
         """Drop derived copies that nobody has open, the longest unused first, until so many bytes have
         come back; how many have."""
         return derived_room.make_room(self._core, wanted_bytes, may_go=may_go)
+
+    def stop_waiting(self) -> None:
+        """Somebody waits for the store to be closed: :meth:`make_room` waits for the disk no more."""
+        self._core.closing.set()
 
     def note_use(self) -> None:
         """Write down when derived copies were last opened."""

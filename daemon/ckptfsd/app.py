@@ -7,8 +7,9 @@ Start: store (locked, checked, recovered), control socket (whoever connects now 
 control interface, "ready". Each step that fails undoes those before it, and says one line.
 
 End: control interface (requests under way get a few seconds), creations (interrupted; what arrived is
-kept), mount, control socket, store. When another worker goes on, the mount is served for as long as
-possible, and what is in flight at the end is that one's. A second signal cuts the waiting short.
+kept), mount, control socket, store; before all of them the making of derived copies. When another worker
+goes on, the mount is served for as long as possible, and what is in flight at the end is that one's. A
+second signal cuts the waiting short.
 """
 
 from __future__ import annotations
@@ -213,9 +214,10 @@ class Daemon:
         _log.info("stopping" if self.ended_by.verb == "stop" else "handing over", order=self.ended_by.verb)
         hands_over = self.ended_by.verb != "stop"
         self._server.stop(grace_seconds=_HANDOVER_GRACE_SECONDS if hands_over else math.inf)
+        await self._engine.stop_background()  # meanwhile requests end
         if self._server_ended is not None:
             await self._server_ended.wait()
-        await self._engine.stop_creations()  # readers are served meanwhile
+        await self._engine.stop_work()  # readers are served meanwhile
         if self._fuse is not None and hands_over:
             self._fuse.hurry(_HANDOVER_GRACE_SECONDS)
 

@@ -6,6 +6,7 @@ import mmap
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -118,6 +119,42 @@ def test_no_open_joins_one_that_reads_a_damaged_copy(start: Start, tmp_path: Pat
         assert opened.read() == content, "its blocks were never damaged, as it happens"
     until(lambda: daemon.client.status().counters["files_open_native"] == 0, "the handle is closed")
     assert read_both_ways(path) == content
+
+
+def test_an_upgrade_does_not_wait_for_copies_in_the_making(disk: MakeDisk, tmp_path: Path) -> None:
+    """The next worker waits ten seconds at most until the store is let go of."""
+    one, two = os.urandom(4 << 20), os.urandom(4 << 20)
+    write_tree(tmp_path / "base", {"f": one + two})
+    write_tree(tmp_path / "turned", {"f": b""})
+    with (tmp_path / "turned" / "f").open("wb") as file:  # few chunks, and long to copy
+        for _ in range(200):
+            file.write(two)
+            file.write(one)
+    store = disk(2500 * MB, "ext4")
+    with running(options=["--store", store]) as daemon:
+        for name in ("base", "turned"):
+            daemon.run("create", name, str(tmp_path / name))
+        before = daemon.json("status")["worker_pid"]
+        derived = Path(store, "derived")
+        asked = subprocess.Popen(
+            [sys.executable, "-m", "ckptfs", "assemble", "turned"],
+            env=daemon.environment(),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+        )
+        try:
+            until(lambda: any(f.stat().st_blocks for f in derived.glob(".tmp-*-*")), "the copy is being made")
+            begun = time.monotonic()
+            daemon.run("daemon", "reload")
+            assert time.monotonic() - begun < 5
+            assert daemon.json("status")["worker_pid"] != before
+            assert asked.wait(20) != 0, "it was cut short"
+        finally:
+            asked.kill()
+            asked.communicate()
+        assert daemon.json("show", "turned")["native_files"] == 0
+        assert list(derived.iterdir()) == [], "nothing of it is left"
+        assert daemon.json("assemble", "turned")["native_files"] == 1
 
 
 def test_without_them_assemble_does_it_for_space(start: Start) -> None:

@@ -197,6 +197,25 @@ async def test_who_asks_does_not_wait_for_the_background(
         await until(lambda: store.copy_totals(ordinal(store, one)).copies == 1, "the background came back")
 
 
+async def test_a_stop_does_not_wait_for_the_background(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another worker waits for the store; what ends later begins nothing more."""
+    async with running(tmp_path / "store", derived_limit_bytes=1 << 40) as (engine, store):
+        begun = slow_steps(monkeypatch)
+        await create(engine, tmp_path, "base", {"f": A + B})
+        await create(engine, tmp_path, "tune", {"f": D + C + B + A})
+        await until(lambda: begun, "the background copies")
+        with trio.fail_after(5):
+            await engine.stop_work()
+        assert engine._assembly._at is None
+        begun.append(b"go on")  # quickly, if there were any more
+        engine._assembly.creation_ended(store.by_name("tune"))
+        engine._assembly.look()
+        await trio.sleep(0.3)
+        assert (engine._assembly._at, store.copy_totals().copies) == (None, 0)
+
+
 async def test_what_costs_space_waits_while_something_is_created(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

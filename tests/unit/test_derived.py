@@ -232,6 +232,25 @@ def test_a_copy_that_is_cut_short_leaves_nothing(store: Store, tune: Checkpoint)
     assert os.listdir(store._core.layout.derived_folder) == []
 
 
+def test_a_batch_is_cut_short_between_its_syncs(store: Store, tune: Checkpoint) -> None:
+    deriver = Deriver(store)
+    manifest = manifests.decode(store.manifest(tune.digest))
+    works = deriver.survey(tune.ordinal, manifest, lambda: None).shared
+    copies = [deriver.make(tune.ordinal, w, asked=True, step=lambda count: None) for w in works]
+    calls = 0
+
+    def second_time() -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        store.record_copies(copies, check=second_time)
+    assert os.listdir(store._core.layout.derived_folder) == []
+    assert store.copy_totals().copies == 0
+
+
 # --- Damage -------------------------------------------------------------------------------------------
 
 
