@@ -11,6 +11,7 @@ import trio
 
 from ckptfs.engine.derive import ChunkDamaged, Deriver, NotShared, Survey, Work
 from ckptfs.engine.forms import Form
+from ckptfs.errors import StoreFull
 from ckptfs.model import manifest as manifests
 from ckptfs.model.names import show_path
 from ckptfs.model.records import Damage
@@ -91,7 +92,12 @@ class Making:
             report(done, total)
 
         for batch in _batches(works):
-            kept, unshared, hurt = await self.thread(self._make_batch, checkpoint.ordinal, batch, asked, step)
+            try:
+                kept, unshared, hurt = await self.thread(
+                    self._make_batch, checkpoint.ordinal, batch, asked, step
+                )
+            except StoreFull as error:
+                raise StoreFull(f"checkpoint {checkpoint.name!r}: {error}") from error
             made += kept
             refused += unshared
             self.made += kept

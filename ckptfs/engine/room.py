@@ -22,7 +22,7 @@ def room_for(store: Store, config: EngineConfig, needed_bytes: int, *, keep: int
     ordinal ``keep`` stay. Blocks."""
     free = store.disk_free_bytes() - reserve_bytes(store, config)
     short = needed_bytes - free
-    others = store.copy_totals().physical_bytes
+    others = store.copy_totals().physical_bytes + store.unfinished_bytes()
     if keep is not None:
         others -= store.copy_totals(keep).physical_bytes
     if 0 < short <= others and (freed := store.make_room(short, may_go=lambda c: c.ordinal != keep)):

@@ -32,6 +32,7 @@ from ckptfs.store.layout import Layout
 from ckptfs.store.records import Chunk, DerivedTotals
 
 if TYPE_CHECKING:
+    from ckptfs.store.derived_file import NewCopy
     from ckptfs.store.draft import Draft
     from ckptfs.store.draft_file import DraftFile
 
@@ -138,6 +139,8 @@ class Core:
         #: The derived copies of each checkpoint that has any.
         self.derived: dict[int, DerivedTotals] = {}
         self.derived_dropped = 0
+        #: Copies that are being made, in the order in which they were begun.
+        self.unfinished: list[NewCopy] = []
         #: Somebody waits for the store to be closed.
         self.closing = threading.Event()
         #: When a derived copy was last opened, if that was since the last note on the disk.

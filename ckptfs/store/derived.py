@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 
+from ckptfs.errors import CkptfsError
 from ckptfs.store import failure, layout, rows
 from ckptfs.store.core import Core
 from ckptfs.store.derived_file import NewCopy
@@ -75,16 +76,34 @@ def record(core: Core, copies: Sequence[NewCopy], check: Callable[[], None] = la
             copy.sync()
         check()
         with core.deriving, failure.mapped("recording derived copies"):
-            for copy in copies:
-                os.rename(copy.temporary, copy.path)
-            layout.sync_folder(core.layout.derived_folder)
-            return _record(core, copies)
+            return _place(core, copies)
     except BaseException:
         for copy in copies:
             copy.abandon()
-            with suppress(OSError):
-                os.unlink(copy.path)
         raise
+
+
+def _place(core: Core, copies: Sequence[NewCopy]) -> list[NewCopy]:
+    for copy in copies:
+        copy.check_way()  # whoever makes room says it under the lock that we have
+    placed: list[Key] = []
+    try:
+        for copy in copies:
+            os.rename(copy.temporary, copy.path)
+            placed.append((copy.ordinal, copy.entry))
+        layout.sync_folder(core.layout.derived_folder)
+        kept = _record(core, copies)
+    except BaseException:
+        # An older copy whose place one took has gone with that, and what its row says of it is not so now.
+        for key in placed:
+            with suppress(OSError):
+                unlink(core, key)
+        with suppress(CkptfsError):
+            _drop(core, placed)
+        raise
+    for copy in copies:
+        copy.ended()
+    return kept
 
 
 def _record(core: Core, copies: Sequence[NewCopy]) -> list[NewCopy]:

@@ -7,6 +7,7 @@ import os
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
+from ckptfs.errors import StoreFull
 from ckptfs.store import failure, kernel
 from ckptfs.store.blobs import PIECE_BYTES, WRITEBACK_BYTES
 from ckptfs.store.layout import TEMPORARY_PREFIX
@@ -39,6 +40,7 @@ class NewCopy:
         self._block_bytes = block_bytes(core)
         self._blocks_written = 0
         self._next_block = 0
+        self._gave_way = False
         self.path = core.layout.derived(ordinal, entry)
         folder, name = os.path.split(self.path)
         self.temporary = f"{folder}/{TEMPORARY_PREFIX}{name}"
@@ -49,10 +51,30 @@ class NewCopy:
             except BaseException:
                 self.abandon()
                 raise
+        with core.state:
+            core.unfinished.append(self)
+
+    @property
+    def bytes_written(self) -> int:
+        """What it takes of the disk by now, beside what it shares."""
+        return self._blocks_written * self._block_bytes
+
+    def give_way(self) -> None:
+        """Its room is needed: it is not to be finished. From any thread, which holds ``deriving``."""
+        self._gave_way = True
+
+    def check_way(self) -> None:
+        """Raises :class:`StoreFull` when it is not to be finished."""
+        if self._gave_way:
+            raise StoreFull(
+                f"a derived copy in the making (file {self.entry}) gave way to what needs its room: "
+                "try again when that is over, if there is room then"
+            )
 
     def clone(self, start: int, length: int, blob: int, offset: int) -> bool:
         """Share ``length`` bytes at ``offset`` of a blob; False when that cannot be: then they are to be
         written. For what may be shared see :func:`ckptfs.store.kernel.clone`."""
+        self.check_way()
         try:
             with self._core.blobs.open(blob) as source:
                 kernel.clone(source.fd, offset, length, self._fd, start)
@@ -64,6 +86,7 @@ class NewCopy:
         return True
 
     def write(self, start: int, data: memoryview) -> None:
+        self.check_way()
         with failure.mapped("writing a derived copy"):
             done = 0
             while done < len(data):
@@ -76,12 +99,13 @@ class NewCopy:
 
     def sync(self) -> None:
         """Its bytes last. Closes it."""
+        self.check_way()
         try:
             with failure.mapped("syncing a derived copy"):
                 os.fdatasync(self._fd)
                 blocks = os.fstat(self._fd).st_blocks * 512
                 # Of a file that shares, st_blocks counts what it shares too.
-                self.physical_bytes = self._blocks_written * self._block_bytes if self.blobs else blocks
+                self.physical_bytes = self.bytes_written if self.blobs else blocks
         finally:
             self._close()
 
@@ -90,6 +114,12 @@ class NewCopy:
         self._close()
         with suppress(OSError):
             os.unlink(self.temporary)
+        self.ended()
+
+    def ended(self) -> None:
+        """It is recorded, or given up."""
+        with self._core.state, suppress(ValueError):
+            self._core.unfinished.remove(self)
 
     def _close(self) -> None:
         if self._fd >= 0:

@@ -14,12 +14,17 @@ from contextlib import suppress
 from ckptfs.errors import CkptfsError
 from ckptfs.store import derived, kernel, rows
 from ckptfs.store.core import Core
+from ckptfs.store.derived_file import NewCopy
 from ckptfs.store.index import Table
 from ckptfs.store.records import DerivedCopy
 
 #: How long to wait until the file system shows the room that was made: btrfs frees what was unlinked when
 #: it next commits, XFS in the background.
 _ROOM_SECONDS = 5.0
+
+#: How often it is asked meanwhile, and how often all that was written is synced for it.
+_POLL_SECONDS = 0.01
+_SYNC_SECONDS = 0.5
 
 
 def by_last_use(core: Core) -> list[DerivedCopy]:
@@ -54,48 +59,100 @@ def note_use(core: Core) -> None:
                 os.utime(core.layout.derived(*key), (used, used))
 
 
+def unfinished_bytes(core: Core) -> int:
+    """What the copies take that are being made."""
+    with core.state:
+        return sum(copy.bytes_written for copy in core.unfinished)
+
+
 def make_room(core: Core, wanted_bytes: int, *, may_go: Callable[[DerivedCopy], bool] | None = None) -> int:
     """Drop copies that take space, the longest unused first, until so much has come back; how much has.
+    Where that is not enough, those that are being made are given up.
 
     One that somebody has open stays: its space would come back only when it is closed. Copies for which
     ``may_go`` says no stay too.
     """
-    freed = 0
+    before = free_bytes(core)
     with core.deriving:
-        if derived.totals(core).physical_bytes == 0:
-            return 0
-        before = free_bytes(core)
-        dropped: list[derived.Key] = []
-        for copy in by_last_use(core):
-            if freed >= wanted_bytes:
-                break
-            if copy.physical_bytes == 0 or (may_go is not None and not may_go(copy)):
-                continue
-            key = copy.ordinal, copy.entry
-            with suppress(OSError, CkptfsError):
-                if not kernel.in_use(core.layout.derived(*key)):
-                    derived.unlink(core, key)
-                    freed += copy.physical_bytes
-            dropped += [key] if not os.path.exists(core.layout.derived(*key)) else []
-        # Not even a row may need room now. One that stays leads to no file, and a start deletes it.
-        with suppress(CkptfsError):
-            with core.transaction() as writer:
-                gone = derived.forget(writer, dropped)
-            derived.uncount(core, gone)
+        came = free_bytes(core) - before
+        if came >= wanted_bytes:  # while we waited: others made room, who stood in front of us
+            return came
+        before += came
+        freed = _drop(core, wanted_bytes, may_go)
+        flagged = _make_way(core, wanted_bytes - freed, may_go)
+        if not flagged:
+            _await_room(core, before, freed)
+    if flagged:  # without the lock, which whoever makes them may need first
+        freed += _await_makers(core, flagged)
         _await_room(core, before, freed)
     return freed
+
+
+def _drop(core: Core, wanted_bytes: int, may_go: Callable[[DerivedCopy], bool] | None) -> int:
+    if derived.totals(core).physical_bytes == 0:
+        return 0
+    freed = 0
+    dropped: list[derived.Key] = []
+    for copy in by_last_use(core):
+        if freed >= wanted_bytes:
+            break
+        if copy.physical_bytes == 0 or (may_go is not None and not may_go(copy)):
+            continue
+        key = copy.ordinal, copy.entry
+        with suppress(OSError, CkptfsError):
+            if not kernel.in_use(core.layout.derived(*key)):
+                derived.unlink(core, key)
+                freed += copy.physical_bytes
+        dropped += [key] if not os.path.exists(core.layout.derived(*key)) else []
+    # Not even a row may need room now. One that stays leads to no file, and a start deletes it.
+    with suppress(CkptfsError):
+        with core.transaction() as writer:
+            gone = derived.forget(writer, dropped)
+        derived.uncount(core, gone)
+    return freed
+
+
+def _make_way(
+    core: Core, wanted_bytes: int, may_go: Callable[[DerivedCopy], bool] | None
+) -> dict[NewCopy, int]:
+    """Tell whoever makes copies to give them up, as many as are needed; what each takes."""
+    told: dict[NewCopy, int] = {}
+    with core.state:
+        for copy in core.unfinished:
+            taken = copy.bytes_written
+            if sum(told.values()) >= wanted_bytes:
+                break
+            known = DerivedCopy(copy.ordinal, copy.entry, copy.size_bytes, taken, copy.why, time.time())
+            if taken and (may_go is None or may_go(known)):
+                copy.give_way()
+                told[copy] = taken
+    return told
+
+
+def _await_makers(core: Core, told: dict[NewCopy, int]) -> int:
+    """Until they have given up, which is at their next step; how much came back."""
+    deadline = time.monotonic() + _ROOM_SECONDS
+    while True:
+        with core.state:
+            left = [copy for copy in told if copy in core.unfinished]
+        if not left or time.monotonic() >= deadline or core.closing.wait(_POLL_SECONDS):
+            return sum(taken for copy, taken in told.items() if copy not in left)
 
 
 def _await_room(core: Core, before: int, freed: int) -> None:
     """Until the file system shows at least half of it: others write meanwhile."""
     deadline = time.monotonic() + _ROOM_SECONDS
-    while freed and free_bytes(core) < before + freed // 2 and time.monotonic() < deadline:
-        fd = os.open(core.layout.derived_folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            kernel.sync_filesystem(fd)
-        finally:
-            os.close(fd)
-        time.sleep(0.01)
+    synced = 0.0
+    while freed and free_bytes(core) < before + freed // 2 and (now := time.monotonic()) < deadline:
+        if now - synced >= _SYNC_SECONDS:
+            fd = os.open(core.layout.derived_folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                kernel.sync_filesystem(fd)
+            finally:
+                os.close(fd)
+            synced = time.monotonic()
+        if core.closing.wait(_POLL_SECONDS):
+            return
 
 
 def free_bytes(core: Core) -> int:

@@ -125,8 +125,8 @@ class Store:
         return cls(store, lock, recovery)
 
     def close(self) -> None:
-        self.stop_waiting()
         """Keep what is under way for a resume, and let go of the directory."""
+        self.stop_waiting()
         for draft in list(self._core.active.values()):
             draft.release()
         derived_room.note_use(self._core)
@@ -324,9 +324,13 @@ class Store:
         bytes are not those of the files."""
         return derived.drop(self._core, keys, wrong=wrong)
 
+    def unfinished_bytes(self) -> int:
+        """What the derived copies take that are being made."""
+        return derived_room.unfinished_bytes(self._core)
+
     def make_room(self, wanted_bytes: int, *, may_go: Callable[[DerivedCopy], bool] | None = None) -> int:
-        """Drop derived copies that nobody has open, the longest unused first, until so many bytes have
-        come back; how many have."""
+        """Drop derived copies that nobody has open, the longest unused first, and then those that are being
+        made, until so many bytes have come back; how many have."""
         return derived_room.make_room(self._core, wanted_bytes, may_go=may_go)
 
     def stop_waiting(self) -> None:

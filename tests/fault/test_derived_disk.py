@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -307,6 +308,40 @@ async def test_copies_go_before_a_creation_is_refused(disk: MakeDisk, kind: str,
             if kind != "btrfs":  # whose figure of what is free is an estimate
                 with pytest.raises(StoreFull, match="the derived copies of 'shifted' need"):
                     await engine.assemble("shifted", quiet)
+            os.unlink(f"{store.path}/ballast")
+            os.sync()
+            assert (await engine.assemble("shifted", quiet)).native_files == 1
+        assert audit(store) == []
+
+
+@pytest.mark.parametrize("kind", ["ext4", "xfs"])
+async def test_copies_in_the_making_go_before_a_creation_is_refused(
+    disk: MakeDisk, kind: str, tmp_path: Path
+) -> None:
+    with closing(Store.open(disk(400 * MB, kind))) as store:
+        make_checkpoint(store, "base", {b"m": BASE})
+        make_checkpoint(store, "shifted", {b"m": SHIFTED})
+        (tmp_path / "big").mkdir()
+        (tmp_path / "big" / "f").write_bytes(noise("big", 15 * MB))
+        refused: list[StoreFull] = []
+
+        async def ask(engine: Engine) -> None:
+            try:
+                await engine.assemble("shifted", lambda done, total: time.sleep(0.3 if done > 25 * MB else 0))
+            except StoreFull as error:
+                refused.append(error)
+
+        async with Engine(store, EngineConfig(mount="/mnt/somewhere", reserve_free_bytes=5 * MB)) as engine:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(ask, engine)
+                with trio.fail_after(20):
+                    while store.unfinished_bytes() < 25 * MB:
+                        await trio.sleep(0.01)
+                ballast(store, leave=10 * MB)
+                assert store.unfinished_bytes(), "it is being made still"
+                made = await ended(engine, "big", tmp_path / "big")
+            assert (made.status, made.reason) == ("ready", "")
+            assert "'shifted': a derived copy in the making (file 0) gave way" in str(refused[0])
             os.unlink(f"{store.path}/ballast")
             os.sync()
             assert (await engine.assemble("shifted", quiet)).native_files == 1

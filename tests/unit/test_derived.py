@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import resource
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,9 +16,9 @@ import pytest
 
 from ckptfs.engine.derive import ChunkDamaged, Deriver
 from ckptfs.engine.forms import Form, forms_of
-from ckptfs.errors import StoreDamaged, StoreError
+from ckptfs.errors import StoreDamaged, StoreError, StoreFull
 from ckptfs.model import manifest as manifests
-from ckptfs.store import Checkpoint, Natives, Store, Why, rebuild
+from ckptfs.store import Checkpoint, Natives, Store, Why, derived_room, rebuild
 from ckptfs.testing.audit import audit
 from ckptfs.testing.checkpoints import make_checkpoint, noise
 
@@ -361,6 +363,93 @@ def test_room_is_made_of_what_takes_room_and_is_not_open(store: Store, tune: Che
     assert store.make_room(1 << 40, may_go=lambda copy: copy.entry == swapped) == 0
     assert store.make_room(1 << 40) == 8 * MIB
     assert copied(store) == [zeros]
+
+
+def test_a_copy_in_the_making_gives_way(store: Store, tune: Checkpoint) -> None:
+    """After those that are there; its maker is told at its next step."""
+    assemble(store, tune, only=b"mixed")
+    deriver = Deriver(store)
+    manifest = manifests.decode(store.manifest(tune.digest))
+    (work,) = (w for w in deriver.survey(tune.ordinal, manifest, lambda: None).shared if w.cost_bytes)
+    begun, go_on = threading.Event(), threading.Event()
+    said: list[str] = []
+
+    def step(count: int) -> None:
+        begun.set()
+        assert go_on.wait(10)
+
+    def work_at_it() -> None:
+        try:
+            deriver.make(tune.ordinal, work, asked=True, step=step)
+        except StoreFull as error:
+            said.append(str(error))
+
+    maker = threading.Thread(target=work_at_it)
+    maker.start()
+    assert begun.wait(10)
+    assert store.unfinished_bytes() == 4 * MIB
+    assert store.make_room(8 * MIB) == 8 * MIB  # the one that is there does
+    assert (store.copy_totals().physical_bytes, store.unfinished_bytes()) == (0, 4 * MIB)
+    assert store.make_room(1, may_go=lambda copy: copy.entry != work.entry) == 0
+    threading.Timer(0.2, go_on.set).start()
+    assert store.make_room(1) == 4 * MIB
+    maker.join()
+    assert "gave way to what" in said[0]
+    assert store.unfinished_bytes() == 0
+    assert os.listdir(store._core.layout.derived_folder) == []
+    assert store.make_room(1) == 0
+
+
+def test_a_copy_that_gave_way_at_the_last_moment_is_not_recorded(store: Store, tune: Checkpoint) -> None:
+    deriver = Deriver(store)
+    manifest = manifests.decode(store.manifest(tune.digest))
+    works = deriver.survey(tune.ordinal, manifest, lambda: None).shared
+    copies = [deriver.make(tune.ordinal, w, asked=True, step=lambda count: None) for w in works]
+    store._core.closing.set()  # nobody waits for the maker, which is this thread
+    calls = 0
+
+    def synced() -> None:
+        nonlocal calls
+        calls += 1
+        if calls > len(copies):
+            assert store.make_room(1) == 0, "nothing has come back yet"
+
+    with pytest.raises(StoreFull, match="gave way"):
+        store.record_copies(copies, check=synced)
+    assert os.listdir(store._core.layout.derived_folder) == []
+    assert (store.copy_totals().copies, store.unfinished_bytes()) == (0, 0)
+
+
+def test_one_who_waited_takes_the_room_that_another_made(
+    store: Store, tune: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assemble(store, tune)
+    free = iter([1000, 1000 + 8 * MIB])  # before the lock, and with it
+    monkeypatch.setattr(derived_room, "free_bytes", lambda core: next(free))
+    assert store.make_room(5 * MIB) == 8 * MIB
+    assert store.copy_totals().copies == 3
+
+
+def test_a_failure_leaves_no_row_that_leads_nowhere(
+    store: Store, tune: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the place of an older copy was taken; one whose place was not stays."""
+    assemble(store, tune)
+    mixed, swapped = (entry_of(store, tune, path) for path in (b"mixed", b"swapped"))
+    new = [store.new_copy(tune.ordinal, entry, 8 * MIB, Why.ASKED) for entry in (mixed, swapped)]
+    real = os.rename
+
+    def fail_at_the_second(old: str, to: str) -> None:
+        if to == new[1].path:
+            raise OSError(errno.EIO, "disk")
+        real(old, to)
+
+    monkeypatch.setattr(os, "rename", fail_at_the_second)
+    with pytest.raises(StoreError, match="disk failed"):
+        store.record_copies(new)
+    assert store.copy_size(tune.ordinal, mixed) is None
+    assert content(store, tune, b"swapped") == TUNE[b"swapped"]
+    assert store.copy_totals().copies == 2
 
 
 def test_a_full_disk_is_given_room_before_a_put_fails(store: Store, tune: Checkpoint) -> None:
