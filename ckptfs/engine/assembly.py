@@ -46,6 +46,8 @@ class Assembly:
         self._creating = creating
         self._making = Making(store)
         self._working = trio.Lock()
+        self._dropping = Making(store)  # whoever gives copies back waits for no other checkpoint's
+        self._asking: dict[int, trio.Lock] = {}  # one request for a checkpoint at a time
         #: Ordinals to look at in the background; True: just created, others may make room for it.
         self._queue: dict[int, bool] = {}
         #: As the queue, for when nothing is created any more.
@@ -233,13 +235,23 @@ class Assembly:
             self._aside[ordinal] -= 1
             self._wake()
 
+    @contextlib.asynccontextmanager
+    async def _in_turn(self, ordinal: int) -> AsyncIterator[None]:
+        lock = self._asking.setdefault(ordinal, trio.Lock())
+        try:
+            async with lock:
+                yield
+        finally:
+            if not lock.locked():
+                self._asking.pop(ordinal, None)
+
     async def assemble(self, checkpoint: Checkpoint, report: Report) -> AssembleReport:
         """Give every file that shares chunks a derived copy. ``report(bytes_done, bytes_total)`` is called
         from a thread.
 
         Raises :class:`StoreFull` when there is no room for all of them beside the reserve.
         """
-        async with self.set_aside(), self._working:
+        async with self._in_turn(checkpoint.ordinal), self.set_aside(), self._working:
             survey = await self._making.survey(checkpoint)
             await self._making.thread(self._check_room, checkpoint, survey.shared)
             made, _, damaged = await self._making.make(checkpoint, survey.shared, asked=True, report=report)
@@ -250,13 +262,13 @@ class Assembly:
 
     async def drop(self, checkpoint: Checkpoint) -> AssembleReport:
         """Give a checkpoint's derived copies back; none is made again before somebody asks."""
-        async with self.set_aside(), self._working:
-            entries = await self._making.thread(self._store.copied_entries, checkpoint.ordinal)
-            gone = await self._making.thread(
+        async with self._in_turn(checkpoint.ordinal), self.set_aside(checkpoint.ordinal):
+            entries = await self._dropping.thread(self._store.copied_entries, checkpoint.ordinal)
+            gone = await self._dropping.thread(
                 self._store.drop_copies, [(checkpoint.ordinal, entry) for entry in entries]
             )
-            survey = await self._making.survey(checkpoint)
-            await self._making.note(checkpoint.ordinal, survey, wanted=False)
+            survey = await self._dropping.survey(checkpoint)
+            await self._dropping.note(checkpoint.ordinal, survey, wanted=False)
         freed = gone.physical_bytes
         log.info("derived copies dropped", checkpoint=checkpoint.name, copies=gone.copies, bytes=freed)
         return self._report(checkpoint, survey, dropped=gone.copies, freed_bytes=freed)

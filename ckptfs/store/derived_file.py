@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import threading
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -130,7 +131,10 @@ class NewCopy:
 def can_share(core: Core) -> bool:
     """Whether the store's file system lets files share blocks: tried out, not looked up."""
     block = block_bytes(core)
-    names = [f"{core.layout.derived_folder}/{TEMPORARY_PREFIX}share-{which}" for which in "ab"]
+    names = [
+        f"{core.layout.derived_folder}/{TEMPORARY_PREFIX}share-{threading.get_ident()}-{which}"
+        for which in "ab"
+    ]
     fds: list[int] = []
     try:
         with failure.mapped("trying whether files can share blocks"):

@@ -197,6 +197,27 @@ async def test_who_asks_does_not_wait_for_the_background(
         await until(lambda: store.copy_totals(ordinal(store, one)).copies == 1, "the background came back")
 
 
+async def test_who_gives_copies_back_does_not_wait_for_another_checkpoints(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with running(tmp_path / "store") as (engine, store):
+        begun = slow_steps(monkeypatch, only=b"slow")
+        await create(engine, tmp_path, "base", {"f": A + B})
+        await create(engine, tmp_path, "two", {"g": C + B})
+        await create(engine, tmp_path, "one", {"slow": D + C + B + A})
+        assert (await engine.assemble("two", quiet)).made == 1
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(engine.assemble, "one", quiet)
+            await until(lambda: begun, "the other is being copied")
+            with trio.fail_after(5):
+                assert (await engine.drop_derived("two")).dropped == 1
+            # Those of the checkpoint itself come first, and then go.
+            begun.append(b"go on")
+            assert (await engine.drop_derived("one")).dropped == 1
+        assert store.copy_totals().copies == 0
+        assert engine._assembly._asking == {}
+
+
 async def test_a_stop_does_not_wait_for_the_background(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
