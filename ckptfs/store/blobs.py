@@ -85,6 +85,13 @@ class BlobFiles:
                 raise
         self._adopt((blob, True), fd).close()
 
+    def restore(self, blob: int) -> None:
+        """Make a blob file anew whose file is gone; what somebody else has made meanwhile stays as it is."""
+        with failure.mapped("making a blob"):
+            flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
+            fd = self._with_room(1, os.open, self._layout.blob(blob), flags, 0o600)
+        self._adopt((blob, True), fd).close()
+
     def resize(self, blob: int, size_bytes: int) -> None:
         with self.writable(blob) as handle, failure.mapped("sizing a blob"):
             os.ftruncate(handle.fd, size_bytes)

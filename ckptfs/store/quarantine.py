@@ -64,7 +64,7 @@ def repair(store: Core, chunk: Chunk, data: memoryview) -> None:
     try:
         store.blobs.write(chunk.blob, chunk.offset, data)
     except StoreDamaged:  # the file is gone
-        store.blobs.create(chunk.blob, 0)
+        store.blobs.restore(chunk.blob)
         store.blobs.write(chunk.blob, chunk.offset, data)
     store.blobs.extend(chunk.blob, size)
     with store.state:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import random
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -73,6 +76,30 @@ def test_creating_again_repairs_everybody(store: Store, how: str) -> None:
         assert content == CONTENT[: len(content)]
     assert audit(store) == []
     assert store.own_blobs(made.ordinal) != {}
+
+
+def test_two_who_bring_what_a_lost_blob_had_do_not_meet(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.quarantine(hurt(store, "missing"))
+    both, real = threading.Barrier(2), store._core.blobs.restore
+    met: list[int] = []
+
+    def restore(blob: int) -> None:
+        both.wait(10)  # neither found the file
+        met.append(blob)
+        real(blob)
+
+    monkeypatch.setattr(store._core.blobs, "restore", restore)
+    with ThreadPoolExecutor(2) as pool:
+        bring = partial(write, store, chunk_bytes=CHUNK)
+        for made in [pool.submit(bring, name, {b"f": CONTENT}) for name in ("again", "more")]:
+            made.result()
+    assert len(met) == 2
+    assert store.quarantined() == set()
+    for checkpoint in store.checkpoints():
+        content = next(iter(read_back(store, checkpoint).values()))
+        assert content == CONTENT[: len(content)]
 
 
 def test_a_quarantine_is_remembered_and_ends_with_its_chunk(tmp_path: Path) -> None:
