@@ -255,9 +255,15 @@ class Creation:
         )
         try:
             return open_it()
-        except StoreFull:
-            # All of an archive's room is taken at once, before anybody here knows its size.
-            if not self._store.make_room(config.max_checkpoint_bytes):
+        except StoreFull as error:
+            # All of an archive's room is taken at once, and this is the first that we hear of its size. If the
+            # server says none, we hear nothing before the disk is full.
+            missing = error.data.get("missing_bytes", 0)
+            if missing:
+                fits = missing <= room_for(self._store, config, missing)
+            else:
+                fits = self._store.make_room(reserve_bytes(self._store, config)) > 0
+            if not fits:
                 raise
             return open_it()
 

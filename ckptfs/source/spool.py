@@ -217,7 +217,8 @@ class _Files:
         if missing > free:
             raise StoreFull(
                 f"{self._label} must be fetched before it can be unpacked: that takes {missing:,} bytes and "
-                f"the store's disk has {free:,} free; make room, or unpack the archive beforehand"
+                f"the store's disk has {free:,} free; make room, or unpack the archive beforehand",
+                missing_bytes=missing,
             )
 
     def write_part(self, number: int, start: int, part: memoryview) -> None:

@@ -22,9 +22,11 @@ from ckptfs.model import manifest as manifests
 from ckptfs.model.digest import digest
 from ckptfs.model.records import CheckpointInfo, CreateRequest
 from ckptfs.store import Store, Why, kernel
+from ckptfs.testing import maker
 from ckptfs.testing.audit import audit
 from ckptfs.testing.checkpoints import make_checkpoint
 from ckptfs.testing.disks import SHARING, MakeDisk
+from ckptfs.testing.httpserver import HttpServer
 from ckptfs.testing.maker import Tensor, model, noise, safetensors, tensor
 from ckptfs.testing.writing import Writing
 
@@ -275,7 +277,7 @@ def test_a_copy_that_is_open_makes_no_room(disk: MakeDisk) -> None:
         assert audit(store) == []
 
 
-async def ended(engine: Engine, name: str, source: Path) -> CheckpointInfo:
+async def ended(engine: Engine, name: str, source: Path | str) -> CheckpointInfo:
     info = await engine.create(CreateRequest(name=name, source_uri=str(source)))
     with trio.fail_after(60):
         while (now := engine.get(info.creation)).status not in ("ready", "failed"):
@@ -347,6 +349,23 @@ async def test_copies_in_the_making_go_before_a_creation_is_refused(
                 while free(store) < 60 * MB:
                     await trio.sleep(0.02)
             assert (await engine.assemble("shifted", quiet)).native_files == 1
+        assert audit(store) == []
+
+
+async def test_an_archive_takes_no_more_copies_than_it_needs(disk: MakeDisk, http_server: HttpServer) -> None:
+    with closing(Store.open(disk(300 * MB))) as store:
+        for name, extra in (("base", {}), ("one", {"n": "1" * 100}), ("two", {"n": "2" * 300})):
+            make_checkpoint(store, name, {b"m": safetensors(weights(), extra)})
+        archive = maker.ARCHIVES[".tar.gz"]({"f": noise("big", 15 * MB)})
+        url = http_server.put("/big.tar.gz", archive)
+        async with Engine(store, EngineConfig(mount="/mnt/somewhere", reserve_free_bytes=5 * MB)) as engine:
+            for name in ("one", "two"):
+                assert (await engine.assemble(name, quiet)).native_files == 1
+            ballast(store, leave=10 * MB)
+            made = await ended(engine, "big", url)
+            assert (made.status, made.reason) == ("ready", "")
+            assert [(await engine.show(name)).native_files for name in ("one", "two")] == [0, 1]
+            os.unlink(f"{store.path}/ballast")
         assert audit(store) == []
 
 
