@@ -256,8 +256,8 @@ class Creation:
         try:
             return open_it()
         except StoreFull as error:
-            # All of an archive's room is taken at once, and this is the first that we hear of its size. If the
-            # server says none, we hear nothing before the disk is full.
+            # All of an archive's room is taken at once, and this is the first that we hear of its size. Where
+            # the server says none, we hear nothing before the disk is full.
             missing = error.data.get("missing_bytes", 0)
             if missing:
                 fits = missing <= room_for(self._store, config, missing)
