@@ -73,9 +73,10 @@ def make_room(core: Core, wanted_bytes: int, *, may_go: Callable[[DerivedCopy], 
     ``may_go`` says no stay too.
     """
     before = free_bytes(core)
+    waits = core.deriving.locked()
     with core.deriving:
         came = free_bytes(core) - before
-        if came >= wanted_bytes:  # while we waited: others made room, who stood in front of us
+        if waits and came >= wanted_bytes:  # who stood in front of us made room
             return came
         before += came
         freed = _drop(core, wanted_bytes, may_go)

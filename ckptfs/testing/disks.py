@@ -36,3 +36,4 @@ def loop_disk(folder: str, size_bytes: int, kind: str = "ext4", *options: str) -
     finally:
         # Lazily: a test that failed holds files open. The loop device goes with the mount.
         subprocess.run(["umount", "--lazy", at], check=True)
+        os.unlink(image)  # pytest keeps the folders of tests: a run would leave gigabytes

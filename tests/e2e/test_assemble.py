@@ -127,13 +127,14 @@ def test_an_upgrade_does_not_wait_for_copies_in_the_making(disk: MakeDisk, tmp_p
     write_tree(tmp_path / "base", {"f": one + two})
     write_tree(tmp_path / "turned", {"f": b""})
     with (tmp_path / "turned" / "f").open("wb") as file:  # few chunks, and long to copy
-        for _ in range(200):
+        for _ in range(150):
             file.write(two)
             file.write(one)
-    store = disk(2500 * MB, "ext4")
+    store = disk(1600 * MB, "ext4")
     with running(options=["--store", store]) as daemon:
         for name in ("base", "turned"):
             daemon.run("create", name, str(tmp_path / name))
+            (tmp_path / name / "f").unlink()
         before = daemon.json("status")["worker_pid"]
         derived = Path(store, "derived")
         asked = subprocess.Popen(
