@@ -5,7 +5,7 @@ compared with. Ratios are medians over rounds; in a round all of them take turns
 
 **Hot** (``hot``): ckptfs with passthrough, its target 0.97 of native. The kernel then reads the blob, so what
 is compared is how two files lie in the page cache, and that is made equal: before each pair both are dropped
-and read back from the disk, each by the path that a job has. Then both are read in turns of 64 MiB (of one
+and read back from the disk, each by the path that a job has. Then both are read in turns of 16 MiB (of one
 tensor) whose order alternates, so that a neighbour who takes half of the memory's speed for a second takes it
 from both. The same once more before anything is dropped (``just_created``): the page cache then has what
 ``ckptfs create`` and ``cp`` wrote.

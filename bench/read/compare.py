@@ -41,6 +41,11 @@ def compare(
     files: Path, servers: Mapping[str, Server], ways: Mapping[str, tuple[str, Way]], rounds: Mapping[str, int]
 ) -> dict[str, dict[str, Any]]:
     """server -> way -> figures. ``rounds``: of each way; of the first one more, which is not counted."""
+    below = [*files.iterdir(), *(path for server in servers.values() for path in server.backing)]
+    for path in below:  # so that all of it lies in memory alike, however it was written
+        forget(path)
+    for path in below:
+        warm(path)
     measured = {name: {words: Passes() for words in ways} for name in servers}
     for place, (words, (file, way)) in enumerate(ways.items()):
         for number in range(0 if place == 0 else 1, rounds[words] + 1):

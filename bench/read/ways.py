@@ -26,7 +26,7 @@ except ImportError:  # then tensors are loaded as numpy arrays, and torch.load i
 Way = Callable[[Path], Iterator[int]]
 
 REQUEST_BYTES = 1 << 20
-TURN_BYTES = 64 << 20
+TURN_BYTES = 16 << 20
 READERS = 4
 
 #: Offsets are the same for every file of a size.
