@@ -13,7 +13,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from functools import partial
@@ -40,6 +39,7 @@ from ckptfs.engine.nodes import (
     split,
     tree_children,
 )
+from ckptfs.engine.open_files import OpenFiles
 from ckptfs.engine.reader import FileReader
 from ckptfs.engine.recent import RecentReaders
 from ckptfs.engine.warm import WarmReads
@@ -62,17 +62,6 @@ class Totals(NamedTuple):
     entries: int
 
 
-class _Open:
-    """A file that somebody has open: ``count`` handles, of which ``inherited`` at most were opened in an
-    earlier process and may be closed already. ``reader`` is made when it is first needed."""
-
-    __slots__ = ("count", "inherited", "reader")
-
-    def __init__(self, reader: FileReader | None = None, *, inherited: int = 0) -> None:
-        self.reader = reader
-        self.count = self.inherited = inherited
-
-
 class View:
     """``attached`` answers what is to be shown, by name; call :meth:`refresh` whenever that changed."""
 
@@ -90,9 +79,8 @@ class View:
         self._loaded: dict[int, Loaded] = {}
         self._loading: dict[int, trio.Lock] = {}
         self._load_limiter = trio.CapacityLimiter(limits.metadata_loads)
-        self._open: dict[int, _Open] = {}
         self._recent = RecentReaders(store)
-        self._open_files: Counter[int] = Counter()
+        self._open = OpenFiles(on_close=self._recent.keep, on_idle=self._forget_if_unused)
         self._listeners: list[Callable[[set[bytes]], None]] = []
         self._changed_ns = time.time_ns()
         self._manifests_decoded = 0
@@ -135,25 +123,19 @@ class View:
     def adopt(self, handles: Mapping[int, int]) -> None:
         """What an earlier process that served this mount left open: inode -> handles, never less than there
         are. To be called before the first request."""
-        for inode, count in handles.items():
-            if inode not in self._open:
-                self._open[inode] = _Open(inherited=count)
-                self._open_files[split(inode)[0]] += count
+        self._open.adopt(handles)
 
     def open_files(self, ordinal: int) -> int:
         """How many open files the checkpoint has: while there are any its bytes must stay."""
-        return self._open_files[ordinal]
+        return self._open.count(ordinal)
 
     def inherited_files(self, ordinal: int) -> int:
         """Of the open files, those that may have been closed when a worker died: it is not known."""
-        return sum(o.inherited for inode, o in self._open.items() if split(inode)[0] == ordinal)
+        return self._open.inherited(ordinal)
 
     def disown(self, ordinal: int) -> None:
         """Inherited handles of a checkpoint do not count any more; whoever reads through one gets ESTALE."""
-        for inode, opened in list(self._open.items()):
-            if split(inode)[0] == ordinal and opened.inherited:
-                handles, opened.inherited = opened.inherited, 0
-                self._drop(inode, handles)
+        self._open.disown(ordinal)
 
     async def load(self, ordinal: int) -> None:
         """Have the checkpoint's tree in memory: attaching does this, so that the first reader need not wait.
@@ -166,7 +148,7 @@ class View:
     def counters(self) -> dict[str, int]:
         return {
             **self.reads.counters,
-            "open_files": self._open_files.total(),
+            "open_files": self._open.total(),
             "trees_loaded": len(self._loaded),
             "manifests_decoded": self._manifests_decoded,
         }
@@ -238,8 +220,9 @@ class View:
         ordinal, _ = split(inode)
         if ordinal not in self._names:
             raise Answer(errno.ESTALE)
-        self._open_files[ordinal] += 1
+        self._open.begin(ordinal)
         try:
+            reader = None
             opened = self._open.get(inode)
             # Damage that was found since is for whoever opens now, whoever else has the file open.
             if (
@@ -248,11 +231,9 @@ class View:
                 or opened.reader.damage_found != self._store.damage_found
             ):
                 reader = self._recent.take(inode) or await self._reader(ordinal, inode)
-                opened = self._open.setdefault(inode, _Open(reader))
-                opened.reader = reader
-            opened.count += 1
+            self._open.opened(inode, reader)
         except BaseException:
-            self._closed(ordinal)
+            self._open.give_up(ordinal)
             raise
 
     def native(self, inode: int) -> Callable[[], AbstractContextManager[int]] | None:
@@ -261,8 +242,8 @@ class View:
 
         Derived copies come and go: which there are is asked at each open, whatever else is remembered.
         """
-        reader = self._open[inode].reader
-        if reader is None:  # of an earlier process, and not read here yet
+        reader = self.reader_of(inode)
+        if reader is None:
             return None
         if reader.native_blob:
             return partial(blob_file, self._store, reader)
@@ -283,8 +264,7 @@ class View:
         Raises :class:`StoreDamaged` when that is a derived copy of which damage is known. It has gone, and
         the file was mended or will be, but what the others have open keeps the wrong bytes.
         """
-        opened = self._open.get(inode)
-        reader = opened.reader if opened else None
+        reader = self.reader_of(inode)
         if reader is None or reader.native_blob:  # which is mended in place
             return
         copy = backing if isinstance(backing, CopyFile) else None
@@ -303,14 +283,14 @@ class View:
         )
 
     def reader_of(self, inode: int) -> FileReader | None:
-        """Where the bytes of a file lie that is open."""
+        """Where the bytes of a file lie that is open; None also for one that an earlier process opened and
+        nobody read since."""
         opened = self._open.get(inode)
         return opened.reader if opened else None
 
     def release(self, inode: int) -> None:
         """A handle is closed. One that is not known is not counted."""
-        if inode in self._open:
-            self._drop(inode, 1)
+        self._open.close(inode)
 
     async def read(self, inode: int, offset: int, length: int) -> memoryview:
         """Bytes of a file; fewer only at its end. Use the view up before the next await.
@@ -358,7 +338,7 @@ class View:
                     loaded = await trio.to_thread.run_sync(
                         self._load_blocking, ordinal, limiter=self._load_limiter
                     )
-                    if ordinal in self._names or self._open_files[ordinal]:
+                    if ordinal in self._names or self._open.count(ordinal):
                         self._loaded[ordinal] = loaded
                 return loaded
         finally:
@@ -373,27 +353,8 @@ class View:
         return Loaded(checkpoint, tree, self._store.own_blobs(ordinal))
 
     def _forget_if_unused(self, ordinal: int) -> None:
-        if ordinal not in self._names and not self._open_files[ordinal]:
+        if ordinal not in self._names and not self._open.count(ordinal):
             self._loaded.pop(ordinal, None)
-
-    def _drop(self, inode: int, handles: int) -> None:
-        """So many handles less. Those that were opened here go first: what is left of the inherited ones is
-        what may be told apart no more."""
-        opened = self._open[inode]
-        opened.count -= handles
-        opened.inherited = min(opened.inherited, opened.count)
-        if opened.count <= 0:
-            del self._open[inode]
-            if opened.reader is not None:
-                self._recent.keep(inode, opened.reader)
-        for _ in range(handles):
-            self._closed(split(inode)[0])
-
-    def _closed(self, ordinal: int) -> None:
-        self._open_files[ordinal] -= 1
-        if not self._open_files[ordinal]:
-            del self._open_files[ordinal]
-            self._forget_if_unused(ordinal)
 
     async def _shown(self, ordinal: int, inode: int) -> Loaded:
         if ordinal not in self._names and inode not in self._open:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 from collections.abc import Iterator
 from pathlib import Path
@@ -313,8 +314,8 @@ async def test_no_handle_joins_those_that_read_damaged_bytes(store: Store, attac
     await view.open(inode)
     backing = view.native(inode)
     assert backing is not None
-    with backing():
-        pass
+    kernel = contextlib.ExitStack()  # it has the file open for as long as a handle is
+    kernel.enter_context(backing())
     view.check_joined(inode, backing)
     # What other files have, and a copy that is dropped for another reason, is nothing to it.
     (chunk,) = own_chunks(store, other)
@@ -333,13 +334,13 @@ async def test_no_handle_joins_those_that_read_damaged_bytes(store: Store, attac
             view.check_joined(inode, before)
     anew = view.native(inode)
     assert anew is not None
-    with anew():
-        pass
+    kernel.enter_context(anew())
     view.check_joined(inode, anew)
 
     store.drop_copies([(c.ordinal, 0)], wrong=True)  # as verify does
     with pytest.raises(StoreDamaged):
         view.check_joined(inode, anew)
+    kernel.close()
 
 
 def own_chunks(store: Store, checkpoint: Checkpoint) -> list[bytes]:
