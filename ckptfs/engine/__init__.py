@@ -10,9 +10,9 @@
 - ``assembly``   which files get a derived copy, and when; ``making`` batch by batch; ``derive`` one of them
 - ``forms``      how each file lies in the store: can the kernel read it without us
 - ``room``       what is left free of the disk, and how it is kept
-- ``view``       what the mount shows; ``nodes`` what stat shows of it; ``open_files`` which are open, ``native``
-                 past the daemon; ``reader`` where a file's bytes lie, ``recent`` of files that were open
-                 lately; ``warm`` reads them for the mount; ``content`` for `cat`
+- ``view``       what the mount shows; ``nodes`` what stat shows of it; ``open_files`` which are open,
+                 ``native`` past the daemon; ``reader`` where a file's bytes lie, ``recent`` of files that
+                 were open lately; ``warm`` reads them for the mount; ``content`` for `cat`
 """
 
 from ckptfs.engine.config import EngineConfig
