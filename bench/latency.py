@@ -109,7 +109,9 @@ class Prober:
         samples: Samples = {name: [] for name in PROBES}
         before = self._count()
         gc.disable()
-        while not until():
+        over = False
+        while not over:  # once at least: what is tiny is over before it is looked at
+            over = until()
             offset = self._random.randrange(SERVED_BYTES // READ_BYTES) * READ_BYTES
             os.posix_fadvise(self._served, offset, READ_BYTES, os.POSIX_FADV_DONTNEED)
             name = self._names.pop()
