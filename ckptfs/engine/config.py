@@ -5,6 +5,7 @@ The daemon fills these from its configuration; the defaults are what a node with
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 
 MIB = 1 << 20
@@ -37,8 +38,9 @@ class EngineConfig:
     max_checkpoint_bytes: int = 500 * 10**9  # trainML's limit for one checkpoint
     max_entries: int = 2_000_000
     reserve_free_bytes: int = 1 * 10**9  # of the store's disk, never filled by a creation
-    # Worker threads of one local creation. More than the cores only adds switches: reading and writing
-    # go through the page cache, hashing is pure CPU.
+    # Worker threads of one local creation, at most: one core is left to those who read meanwhile
+    # (local_workers). More than the cores only adds switches: reading and writing go through the page
+    # cache, hashing is pure CPU.
     workers: int = 3
     remote_workers: int = 8  # of one remote creation: these mostly wait for the network
     # One worker's buffer, and so the longest run of chunks that is read in one call. Two target chunks:
@@ -60,3 +62,8 @@ class EngineConfig:
 
     # Leases
     max_jobs: int = 10_000
+
+    def local_workers(self) -> int:
+        """On two cores one worker creates as fast as three (0.93 and 0.91 of cp and sync), and the 99th
+        percentile of small reads beside it is 0.7 ms instead of 3 to 6."""
+        return min(self.workers, max(1, len(os.sched_getaffinity(0)) - 1))

@@ -86,7 +86,7 @@ class Reading:
         self, source: Source, listed: list[SourceFile], limiter: trio.CapacityLimiter
     ) -> None:
         """Fan listed files out over workers, each with a buffer of its own."""
-        workers = self._config.workers if source.kind == "local" else self._config.remote_workers
+        workers = self._config.local_workers() if source.kind == "local" else self._config.remote_workers
         send, receive = trio.open_memory_channel[Callable[[memoryview], None]](workers)
 
         async def work() -> None:
