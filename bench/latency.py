@@ -110,9 +110,7 @@ class Prober:
         samples: Samples = {name: [] for name in PROBES}
         before = self._count()
         gc.disable()
-        over = False
-        while not over:  # once at least: what is tiny is over before it is looked at
-            over = until()
+        while not (until() and samples["stat"]):
             offset = self._random.randrange(SERVED_BYTES // READ_BYTES) * READ_BYTES
             os.posix_fadvise(self._served, offset, READ_BYTES, os.POSIX_FADV_DONTNEED)
             name = self._names.pop()
