@@ -33,6 +33,7 @@ ADMIN_GID = 54_321
 CONFIG = f"""
 [holder]
 start_timeout_seconds = {START_SECONDS}
+pause_timeout_seconds = {START_SECONDS}
 [control]
 socket_mode = 0o666
 admin_group = "{ADMIN_GID}"
