@@ -5,11 +5,51 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from functools import partial
 
+import structlog
+
+from ckptfs.engine.nodes import split
 from ckptfs.engine.reader import FileReader
 from ckptfs.errors import CkptfsError
 from ckptfs.store import Store
+
+log = structlog.get_logger(__name__)
+
+Native = Callable[[], AbstractContextManager[int]]
+
+
+def native_file(store: Store, inode: int, reader: FileReader) -> Native | None:
+    """What gives a descriptor of the file, for as long as it is entered; None when it is neither whole nor
+    has a derived copy. Copies come and go: to be asked at each open."""
+    if reader.native_blob:
+        return partial(blob_file, store, reader)
+    ordinal, node = split(inode)
+    try:
+        size = store.copy_size(ordinal, node - 1)
+    except CkptfsError as error:  # nobody needs the copy
+        log.error("a derived copy is not used", inode=inode, reason=str(error))
+        return None
+    return CopyFile(store, ordinal, node - 1, reader.size_bytes) if size == reader.size_bytes else None
+
+
+def keeps_damage(store: Store, inode: int, reader: FileReader, backing: object) -> bool:
+    """Whether those who have the file open read a derived copy that went with damage. ``backing``: what
+    :func:`native_file` said when they opened it."""
+    if reader.native_blob:  # which is mended in place
+        return False
+    copy = backing if isinstance(backing, CopyFile) else None
+    # What an earlier process opened may be any copy that the file ever had: all damage that was found in
+    # this process counts. What that one found we do not know, and refuse nothing for it.
+    since = copy.damage_found if copy else 0
+    if store.damage_found == since:
+        return False
+    ordinal, node = split(inode)
+    if store.last_damage(ordinal, node - 1, reader.blobs()) <= since:
+        return False
+    return not (copy and copy.is_there())
 
 
 @contextlib.contextmanager

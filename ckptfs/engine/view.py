@@ -22,7 +22,7 @@ import structlog
 import trio
 
 from ckptfs.engine.config import ReadLimits
-from ckptfs.engine.native import CopyFile, blob_file
+from ckptfs.engine.native import keeps_damage, native_file
 from ckptfs.engine.nodes import (
     DIRECTORY_BYTES,
     DIRECTORY_MODE,
@@ -243,19 +243,7 @@ class View:
         Derived copies come and go: which there are is asked at each open, whatever else is remembered.
         """
         reader = self.reader_of(inode)
-        if reader is None:
-            return None
-        if reader.native_blob:
-            return partial(blob_file, self._store, reader)
-        ordinal, node = split(inode)
-        try:
-            size = self._store.copy_size(ordinal, node - 1)
-        except CkptfsError as error:  # nobody needs the copy
-            log.error("a derived copy is not used", inode=inode, reason=str(error))
-            return None
-        if size == reader.size_bytes:
-            return CopyFile(self._store, ordinal, node - 1, reader.size_bytes)
-        return None
+        return native_file(self._store, inode, reader) if reader else None
 
     def check_joined(self, inode: int, backing: object) -> None:
         """One more handle of an open file gets the file that the others have, whatever :meth:`native` says
@@ -265,22 +253,13 @@ class View:
         the file was mended or will be, but what the others have open keeps the wrong bytes.
         """
         reader = self.reader_of(inode)
-        if reader is None or reader.native_blob:  # which is mended in place
-            return
-        copy = backing if isinstance(backing, CopyFile) else None
-        # What an earlier process opened may be any copy that the file ever had: all damage that was found in
-        # this process counts. What that one found we do not know, and refuse nothing for it.
-        since = copy.damage_found if copy else 0
-        if self._store.damage_found == since:
-            return
-        ordinal, node = split(inode)
-        if self._store.last_damage(ordinal, node - 1, reader.blobs()) <= since or (copy and copy.is_there()):
-            return
-        raise StoreDamaged(
-            f"checkpoint {self._names.get(ordinal, b'').decode()!r}: damage was found in "
-            f"{show_path(reader.path)}, and processes that have it open may read the wrong bytes until they "
-            "close it: close it everywhere, then it can be opened again"
-        )
+        if reader is not None and keeps_damage(self._store, inode, reader, backing):
+            name = self._names.get(split(inode)[0], b"").decode()
+            raise StoreDamaged(
+                f"checkpoint {name!r}: damage was found in {show_path(reader.path)}, and processes that have "
+                "it open may read the wrong bytes until they close it: close it everywhere, then it can be "
+                "opened again"
+            )
 
     def reader_of(self, inode: int) -> FileReader | None:
         """Where the bytes of a file lie that is open; None also for one that an earlier process opened and
