@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import mmap
 import os
+import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
-from daemon_process import Daemon, running, until, write_tree
+from daemon_process import CKPTFS, Daemon, running, until, write_tree
 
 from ckptfs.testing.disks import SHARING, MakeDisk
 from ckptfs.testing.maker import model, safetensors, tensor
@@ -121,38 +122,50 @@ def test_no_open_joins_one_that_reads_a_damaged_copy(start: Start, tmp_path: Pat
     assert read_both_ways(path) == content
 
 
+@contextmanager
+def slow_writes(pid: int) -> Iterator[None]:
+    """Each pwrite of a process takes a tenth of a second (strace)."""
+    inject = ["-e", "trace=pwrite64", "-e", "inject=pwrite64:delay_enter=100000", "-o", os.devnull]
+    tracer = subprocess.Popen(["strace", "-f", "-p", str(pid), *inject], stderr=subprocess.PIPE, text=True)
+    try:
+        assert tracer.stderr
+        assert "attached" in tracer.stderr.readline()
+        yield
+    finally:
+        tracer.kill()
+        tracer.communicate()
+
+
+@pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not here")
 def test_an_upgrade_does_not_wait_for_copies_in_the_making(disk: MakeDisk, tmp_path: Path) -> None:
     """The next worker waits ten seconds at most until the store is let go of."""
     one, two = os.urandom(4 << 20), os.urandom(4 << 20)
     write_tree(tmp_path / "base", {"f": one + two})
-    write_tree(tmp_path / "turned", {"f": b""})
-    with (tmp_path / "turned" / "f").open("wb") as file:  # few chunks, and long to copy
-        for _ in range(150):
-            file.write(two)
-            file.write(one)
-    store = disk(1600 * MB, "ext4")
+    write_tree(tmp_path / "turned", {"f": (two + one) * 50})  # few chunks, and long to copy
+    store = disk(700 * MB, "ext4")
     with running(options=["--store", store]) as daemon:
         for name in ("base", "turned"):
             daemon.run("create", name, str(tmp_path / name))
             (tmp_path / name / "f").unlink()
         before = daemon.json("status")["worker_pid"]
         derived = Path(store, "derived")
-        asked = subprocess.Popen(
-            [sys.executable, "-m", "ckptfs", "assemble", "turned"],
-            env=daemon.environment(),
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-        )
-        try:
-            until(lambda: any(f.stat().st_blocks for f in derived.glob(".tmp-*-*")), "the copy is being made")
-            begun = time.monotonic()
-            daemon.run("daemon", "reload")
-            assert time.monotonic() - begun < 5
-            assert daemon.json("status")["worker_pid"] != before
-            assert asked.wait(20) != 0, "it was cut short"
-        finally:
-            asked.kill()
-            asked.communicate()
+        with slow_writes(before):
+            asked = subprocess.Popen(
+                [*CKPTFS, "assemble", "turned"],
+                env=daemon.environment(),
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+            )
+            try:
+                until(lambda: any(f.stat().st_blocks for f in derived.glob(".tmp-*-*")), "the copy is begun")
+                begun = time.monotonic()
+                daemon.run("daemon", "reload")
+                assert time.monotonic() - begun < 5
+                assert daemon.json("status")["worker_pid"] != before
+                assert asked.wait(20) != 0, "it was cut short"
+            finally:
+                asked.kill()
+                asked.communicate()
         assert daemon.json("show", "turned")["native_files"] == 0
         assert list(derived.iterdir()) == [], "nothing of it is left"
         assert daemon.json("assemble", "turned")["native_files"] == 1
