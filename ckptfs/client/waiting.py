@@ -87,14 +87,16 @@ def archived(info: CheckpointInfo) -> CheckpointInfo:
 def upgraded(before: StatusInfo, now: StatusInfo) -> bool:
     """Whether another worker serves than the one that was asked to go. Raises :class:`UpgradeFailed` when
     it does not and never will."""
-    if now.worker_pid != before.worker_pid:
+    if now.upgrades > before.upgrades:
         return True
-    if now.upgrade_note:
-        raise UpgradeFailed(
-            f"the upgrade failed: {now.upgrade_note}; version {now.version} (process {now.worker_pid}) "
-            "serves as before"
-        )
-    return False
+    if now.worker_pid == before.worker_pid and not now.upgrade_note:
+        return False
+    # Another worker that is no upgrade: a start after a death.
+    died = f"process {before.worker_pid} died meanwhile, as the daemon's log says"
+    why = now.upgrade_note or died
+    raise UpgradeFailed(
+        f"the upgrade failed: {why}; version {now.version} (process {now.worker_pid}) serves as before"
+    )
 
 
 def not_upgraded(before: StatusInfo, timeout: float) -> WaitTimeout:

@@ -136,6 +136,7 @@ _refusals = {
         "the file system of {directory} is stacked on another one (overlay, or FUSE), "
         "so the kernel does not pass reads through to it; put the store on a plain one"
     ),
+    errno.ENOTCONN: "the holder, which registers files with the kernel, is dead",
     errno.ENOTTY: "the kernel knows no backing files (Linux 6.9 or newer is needed)",
 }
 

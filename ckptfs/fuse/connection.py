@@ -85,6 +85,10 @@ class Connection(NamedTuple):
             return f"files are open at {self.mount}: it is detached and goes with the last of them"
         return ""
 
+    def duplicate(self) -> Connection:
+        """The same with descriptors of its own."""
+        return self._replace(fuse_fd=os.dup(self.fuse_fd), modes_fd=os.dup(self.modes_fd))
+
     def close(self) -> None:
         """Let go of the connection: it ends when no other process has it either."""
         os.close(self.fuse_fd)

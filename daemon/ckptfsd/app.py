@@ -296,6 +296,7 @@ class Daemon:
             pid=self._main_pid(),
             worker_pid=os.getpid(),
             worker_starts=held.introduction.starts if held else 0,
+            upgrades=held.introduction.upgrades if held else 0,
             upgrade_note=self._upgrade_note,
             started=self._started,
             socket=self._config.control.socket,

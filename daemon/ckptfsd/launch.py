@@ -50,6 +50,7 @@ def holder_options(config: Config, worker: list[str]) -> Options:
         pause_seconds=holder.pause_timeout_seconds,
         hang_seconds=holder.hang_timeout_seconds,
         failed_starts=holder.failed_starts,
+        spare=holder.spare_worker,
         slowest_seconds=holder.slowest_restart_seconds,
         log_format=config.log.format,
     )

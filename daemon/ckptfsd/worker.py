@@ -1,8 +1,9 @@
 """The worker: a daemon on the holder's connection, as often and for as long as the holder says.
 
 A worker that is to take over from another one (*standby*) does what it can ahead, which is all but the
-store: that has one owner at a time. One that is paused for its successor stays until that one serves, and
-goes on if it does not.
+store: that has one owner at a time. A *spare* does the same for the case that the one that serves dies, and
+reads the configuration once more when it does. One that is paused for its successor stays until that one
+serves, and goes on if it does not, or if the holder dies before it said who is to serve.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from ckptfsd import app, privileges
 from ckptfsd.config import Effective, decode
 from ckptfsd.launch import worker_command
 from ckptfsd.logging import get_logger
+from ckptfsd.process_name import set_process_name
 from ckptfsd.worker_link import HolderLink, Introduction, Order
 
 _log = get_logger(__name__)
@@ -41,18 +43,16 @@ def run(load: Callable[[], Effective], arguments: list[str]) -> None:
 
 
 def _run(load: Callable[[], Effective], link: HolderLink, arguments: list[str]) -> None:
-    effective, mistake = _load(load)
-    if effective is not None:
-        app.prepare_process(effective)
+    effective, mistake = _prepare(load)
     privileges.drop()
+    set_process_name("ckptfsd-worker")
     link.hello(__version__)
     order, note = _next_order(link)
     if order.verb == "standby":
-        if mistake is not None:
-            raise mistake  # the worker that serves goes on
-        _check_native(order.native)
-        link.prepared()
-        order, note = _next_order(link)
+        waits_long = order.spare
+        order, note = _stand_by(link, order, mistake)
+        if waits_long:
+            effective, mistake = _prepare(load)
     if mistake is not None and order.introduction is not None:
         effective = _last_good(order.introduction, mistake)
         note = f"{mistake.message}; until that is mended the configuration before it is in force"
@@ -60,21 +60,47 @@ def _run(load: Callable[[], Effective], link: HolderLink, arguments: list[str]) 
         _log.error("the configuration has a mistake: going on with the one before", reason=mistake.message)
     while order.verb in ("serve", "resume"):
         assert effective is not None and order.introduction is not None
-        order = _serve(effective, link, order.introduction, arguments, note)
-        note = ""
-        if order.verb == "pause":
-            link.paused()
-            order, note = _next_order(link)
+        introduction = order.introduction
+        try:
+            order = _serve(effective, link, introduction, arguments, note)
+            note = ""
+            if order.verb == "pause":
+                link.paused()
+                order, note = _next_order(link)
+                if order.verb == "gone":
+                    # It may have told our successor to serve; then that one has the store, and we end.
+                    _log.warning("the holder died in an upgrade: going on")
+                    order = Order("resume", introduction.duplicate())
+        finally:
+            introduction.close()
     if order.verb == "misunderstood":
         raise ConfigurationError(order.reason)
     _log.info("stopped")
 
 
-def _load(load: Callable[[], Effective]) -> tuple[Effective | None, ConfigurationError | None]:
+def _prepare(load: Callable[[], Effective]) -> tuple[Effective | None, ConfigurationError | None]:
+    """The configuration, which is in force for this process then, or the mistake in it."""
     try:
-        return load(), None
+        effective = load()
     except ConfigurationError as error:
         return None, error
+    app.prepare_process(effective)
+    return effective, None
+
+
+def _stand_by(link: HolderLink, order: Order, mistake: ConfigurationError | None) -> tuple[Order, str]:
+    """Wait for the next order. Raises what speaks against an upgrade to this worker: the one that serves goes
+    on. Of a spare nothing is asked: it is of the version that serves."""
+    if order.spare:
+        set_process_name("ckptfsd-spare")
+    elif mistake is not None:
+        raise mistake
+    else:
+        _check_native(order.native)
+    link.prepared()
+    answer = _next_order(link)
+    set_process_name("ckptfsd-worker")
+    return answer
 
 
 def _last_good(introduction: Introduction, mistake: ConfigurationError) -> Effective:
@@ -93,11 +119,8 @@ def _serve(
     def upgrade(python: str) -> None:
         link.upgrade(worker_command(python or sys.executable, arguments))
 
-    try:
-        _check_mount(effective, introduction)
-        return app.serve(effective, app.Held(link, introduction, upgrade, note))
-    finally:
-        introduction.close()
+    _check_mount(effective, introduction)
+    return app.serve(effective, app.Held(link, introduction, upgrade, note))
 
 
 def _next_order(link: HolderLink) -> tuple[Order, str]:

@@ -46,8 +46,13 @@ class Introduction(NamedTuple):
 
     connection: Connection
     starts: int  # how many workers there were before this one
+    upgrades: int  # how many upgrades and reloads succeeded, with this one if it is one
     configuration: str = ""  # of the worker that was ready last
     listener: Listener | None = None
+
+    def duplicate(self) -> Introduction:
+        """The same with descriptors of its own, but without a listener: nobody listens any more."""
+        return self._replace(connection=self.connection.duplicate(), listener=None)
 
     def close(self) -> None:
         self.connection.close()
@@ -64,6 +69,7 @@ class Order(NamedTuple):
     introduction: Introduction | None = None
     reason: str = ""
     native: int = 0  # of standby: how many files are open past the daemon
+    spare: bool = False  # of standby: it is for the case that the one that serves dies
 
 
 class HolderLink:
@@ -262,7 +268,12 @@ class HolderLink:
             self._send_order.send_nowait(_introduced(verb, message, descriptors))
         elif verb in ("standby", "pause", "exit", "stop", "upgrade_failed"):
             wire.close_all(descriptors)
-            order = Order(verb, reason=str(message.get("error", "")), native=int(message.get("native", 0)))
+            order = Order(
+                verb,
+                reason=str(message.get("error", "")),
+                native=int(message.get("native", 0)),
+                spare=bool(message.get("spare", False)),
+            )
             self._send_order.send_nowait(order)
         else:
             wire.close_all(descriptors)
@@ -281,8 +292,9 @@ def _introduced(verb: str, message: wire.Message, descriptors: list[int]) -> Ord
         if more:
             told = message["listener"]
             listener = Listener(more[0], str(told["path"]), (int(told["inode"][0]), int(told["inode"][1])))
+        starts, upgrades = int(message["starts"]), int(message["upgrades"])
         configuration = str(message.get("configuration", ""))
-        return Order(verb, Introduction(connection, int(message["starts"]), configuration, listener))
+        return Order(verb, Introduction(connection, starts, upgrades, configuration, listener))
     except (KeyError, TypeError, ValueError, IndexError) as error:
         wire.close_all(descriptors)
         return Order(

@@ -75,7 +75,19 @@ class Node:
         return self.daemon.process.pid
 
     def workers(self) -> list[int]:
-        return children(self.holder)
+        """Without the spare one, which waits for a death."""
+        started = self.events("worker started")
+        spares = {r["pid"] for r in started if r["spare"]} - set(self.ready())
+        return [pid for pid in children(self.holder) if pid not in spares]
+
+    def spare(self) -> int:
+        """The one that waits for a death and is prepared for it; 0: there is none."""
+        named = (pid for pid in children(self.holder) if process_name(pid) == "ckptfsd-spare")
+        return next(named, 0)
+
+    def wait_spare(self) -> int:
+        until(self.spare, "a spare worker is prepared")
+        return self.spare()
 
     def ready(self) -> list[int]:
         """The workers that came to serve, in order."""
@@ -112,6 +124,12 @@ class Node:
             "worker KiB": memory_kib(worker, "Pss_Anon"),
             **{k: counters[k] for k in ("files_open_native", "files_open_served", "native_table_used")},
         }
+
+
+def process_name(pid: int) -> str:
+    with contextlib.suppress(OSError):  # it has gone
+        return Path(f"/proc/{pid}/comm").read_text().strip()
+    return ""
 
 
 def descriptors(pid: int) -> int:

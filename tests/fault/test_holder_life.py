@@ -299,7 +299,7 @@ def restart_with(stored: dict[str, int], folder: Path, environment: dict[str, st
     from ckptfsd.holder.options import Options, command
 
     worker = [sys.executable, MIRROR, str(folder / "files"), str(folder / "stats")]
-    argv = command(Options(str(folder / "mount"), worker), python=sys.executable, roots=ROOTS)
+    argv = command(Options(str(folder / "mount"), worker, spare=False), python=sys.executable, roots=ROOTS)
     names = list(stored)
     kept = [os.dup(stored[name]) for name in names]
     moves = " ".join(f"{3 + at}<&{fd}" for at, fd in enumerate(kept))

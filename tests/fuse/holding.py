@@ -166,7 +166,8 @@ def served_alone(
 
 def start_holder(folder: Path, *, environment: dict[str, str] | None = None, **options: Any) -> Served:
     worker = [sys.executable, MIRROR, str(folder / "files"), str(folder / "stats")]
-    told = Options(**{"mount": str(folder / "mount"), "worker": worker, "log_format": "text", **options})
+    defaults = {"mount": str(folder / "mount"), "worker": worker, "log_format": "text", "spare": False}
+    told = Options(**{**defaults, **options})
     with (folder / "log").open("ab") as log:
         process = subprocess.Popen(
             command(told, python=sys.executable, roots=ROOTS),

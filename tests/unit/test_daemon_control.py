@@ -187,6 +187,7 @@ def status() -> StatusInfo:
         pid=1,
         worker_pid=2,
         worker_starts=0,
+        upgrades=0,
         upgrade_note="",
         started=0.0,
         socket="/x",

@@ -164,7 +164,7 @@ async def test_orders_come_in_order_with_their_descriptors(
     holder, link = ends
     await nursery.start(link.run)
     facts = {"mount": "/m", "device": "0:7", "init": base64.b64encode(INIT).decode(), "notes": ""}
-    serve = {"do": "serve", "protocol": wire.PROTOCOL, "starts": 3}
+    serve = {"do": "serve", "protocol": wire.PROTOCOL, "starts": 3, "upgrades": 2}
     serve["connection"] = {**facts, "resend": True, "passthrough": True}
     serve["listener"] = {"path": "/s", "inode": [1, 2]}
     wire.send(holder, {"do": "standby"})
@@ -176,7 +176,7 @@ async def test_orders_come_in_order_with_their_descriptors(
     assert orders[2].reason == "why"
     introduction = orders[1].introduction
     assert introduction is not None
-    assert introduction.starts == 3
+    assert (introduction.starts, introduction.upgrades) == (3, 2)
     connection, listener = introduction.connection, introduction.listener
     assert connection.offered.raw == INIT
     assert os.readlink(f"/proc/self/fd/{connection.fuse_fd}") == "/dev/null"
@@ -198,7 +198,8 @@ async def test_a_holder_of_another_version_is_not_misunderstood(
     holder, link = ends
     await nursery.start(link.run)
     facts = {"mount": "/m", "device": "0:7", "init": base64.b64encode(INIT).decode(), "notes": ""}
-    good = {"protocol": wire.PROTOCOL, "starts": 0, "connection": {**facts, "resend": 1, "passthrough": 1}}
+    good = {"protocol": wire.PROTOCOL, "starts": 0, "upgrades": 0}
+    good["connection"] = {**facts, "resend": 1, "passthrough": 1}
     before = set(os.listdir("/proc/self/fd"))
     with open("/dev/null") as one, open("/dev/zero") as two:
         wire.send(holder, {"do": "serve", **good, **told}, (one.fileno(), two.fileno()))

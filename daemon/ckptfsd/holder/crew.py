@@ -1,8 +1,12 @@
-"""The workers: one, or for the time of an upgrade two; what they are told and what they ask for.
+"""The workers: one that serves, one that is to follow; what they are told and what they ask for.
+
+Spare: behind a worker that serves another one waits that has done all that can be done ahead. When the
+first one dies, what its readers wait for is not the start of a Python program.
 
 Upgrade: a second worker starts as a standby and does all that can be done ahead; the old one is paused
 (it lets go of mount and store, and stays); the new one is told to serve. When it is ready the old one
 is told to exit; if it dies or takes too long the old one is told to resume. Requests wait meanwhile.
+A spare is of the version before: it is let go.
 """
 
 from __future__ import annotations
@@ -26,10 +30,18 @@ READY, STOP, LOST = "ready", "stop", "lost"
 # Of the reason of a failure, which goes on to the other worker, where it must fit into a message.
 _REASON_LENGTH = 4000
 
+# A spare is started when a worker has served for a moment: whoever waited for that one comes first. And one
+# that could not be prepared is tried again, but not so often that its tries cost the one that serves.
+_SPARE_AFTER_SECONDS = 0.25
+_SPARE_AGAIN_SECONDS = 60.0
+
+# How often it is said that a worker that was killed is still there.
+_STUCK_SECONDS = 30.0
+
 
 class Crew:
-    """``worker`` serves, or is to; ``next`` is to take its place. ``mount``: what they serve; None while
-    there is none. Both are processes that are alive, or not reaped yet."""
+    """``worker`` serves, or is to; ``next`` is to take its place, now or (a spare) when it dies. ``mount``:
+    what they serve; None while there is none. Both are processes that are alive, or not reaped yet."""
 
     def __init__(self, options: Options, log: Log, poller: select.poll, *, oom_score: str) -> None:
         self._options = options
@@ -38,8 +50,10 @@ class Crew:
         self._oom_score = oom_score
         self._argv = options.worker
         self._starts = 0
+        self._upgrades = 0  # that came to serve
         self._backings = BackingFiles()
         self._dismissed: list[Worker] = []
+        self._spare_at = 0.0  # when a spare is started; 0: one is there, or none is to be
         self._reload_again = False
         self._configuration = ""  # of the worker that was ready last
         self.listener = HeldListener()
@@ -51,26 +65,36 @@ class Crew:
     def members(self) -> list[Worker]:
         return [w for w in (self.worker, self.next, *self._dismissed) if w is not None]
 
+    @property
+    def upgrading(self) -> bool:
+        return self.next is not None and not self.next.spare
+
     # --- Coming and going ------------------------------------------------------------------------------
 
-    def start(self) -> bool:
-        self.worker = self._spawn(self._argv, standby=False)
-        return self.worker is not None
+    def start(self) -> Worker | None:
+        """The worker that is to serve now, to be introduced with :meth:`introduce`: the spare if there is
+        one, else a new process. None: there can be none."""
+        if self.next is not None and self.next.spare:
+            return self.promote()
+        self.worker = self._spawn(self._argv)
+        return self.worker
 
-    def _spawn(self, argv: list[str], *, standby: bool) -> Worker | None:
+    def _spawn(self, argv: list[str], *, standby: bool = False, spare: bool = False) -> Worker | None:
         try:
             worker = Worker(
                 argv,
                 standby=standby,
+                spare=spare,
                 start_seconds=self._options.start_seconds,
                 oom_score=self._oom_score,
             )
         except OSError as error:
             self._log.error("the worker cannot be started", argv=argv, reason=str(error))
             return None
-        self._starts += 1
+        if not spare:
+            self._starts += 1
         self._poller.register(worker.socket, select.POLLIN)
-        self._log.info("worker started", pid=worker.pid, standby=standby)
+        self._log.info("worker started", pid=worker.pid, standby=standby, spare=spare)
         return worker
 
     def hang_up(self, worker: Worker) -> None:
@@ -90,6 +114,7 @@ class Crew:
             "protocol": wire.PROTOCOL,
             "connection": mount.described(),
             "starts": self._starts - 1,
+            "upgrades": self._upgrades + worker.upgrade,
             "configuration": self._configuration,
             **self.listener.described(),
         }
@@ -101,7 +126,7 @@ class Crew:
 
     def tell_to_leave(self, verb: str) -> None:
         """``exit`` or ``stop``, to whoever has the connection or may get it."""
-        if self.next is not None:
+        if self.next is not None and (self.stopping or not self.next.spare):
             self.next.kill()
         worker = self.worker
         if worker is not None and worker.state is not State.LEAVING:
@@ -109,39 +134,55 @@ class Crew:
                 worker.kill()
             worker.enter(State.LEAVING, within_seconds=self._options.stop_seconds)
 
-    def promote(self) -> Worker | None:
-        """The worker died while a next one was being started: that one has its place. If it is returned,
-        it does not have the connection yet, and is to be told when it is there: :meth:`introduce`. What is
-        started if it fails is the version before: it has not shown yet that it can serve."""
+    def promote(self) -> Worker:
+        """The worker died: the next one has its place, and is to be told when the connection is there for it:
+        :meth:`introduce`. In an upgrade, what is started if it fails is the version before: it has not shown
+        yet that it can serve."""
         assert self.next is not None
-        self.worker, self.next = self.next, None
-        self.worker.standby = False
-        return self.worker if self.worker.state is not State.TAKING else None
+        promoted = self.worker = self.next
+        self.next = None
+        if promoted.spare:
+            self._starts += 1
+        promoted.standby = promoted.spare = False
+        return promoted
 
     def introduce(self, worker: Worker) -> None:
-        """Sooner if it is prepared already, else when it says so (hello, prepared)."""
+        """Now if it is prepared already, else when it says so (hello, prepared)."""
         if worker.state is State.STANDBY:
             self.tell_to_serve(worker)
 
     def watch(self, now: float) -> None:
-        """End what takes too long."""
+        """End what takes too long, and start the spare when it is time."""
+        if self._spare_at and now >= self._spare_at:
+            self._start_spare()
         hang = self._options.hang_seconds
         for worker in self.members():
             if worker.deadline and now >= worker.deadline:
-                self._log.warning("the worker takes too long", pid=worker.pid, state=worker.state.value)
                 worker.deadline = 0.0
-                if worker.state is State.PAUSING:  # the upgrade is off, the old one may be well
-                    self._end_upgrade("the old worker did not let go of the mount in time")
-                else:
-                    if worker.state is not State.LEAVING:
-                        worker.reason = self._too_late(worker)
-                    worker.kill()
+                self._takes_too_long(worker)
             elif worker.state is State.READY and hang and worker.last_alive:
                 silent = now - max(worker.last_alive, worker.ready_at)
                 if silent > hang:
                     self._log.warning("the worker hangs", pid=worker.pid, seconds=round(silent))
                     worker.last_alive = 0.0
-                    worker.kill()
+                    self._kill(worker)
+
+    def _takes_too_long(self, worker: Worker) -> None:
+        if worker.killed:
+            self._log.error("a worker that was killed does not end: does its disk answer?", pid=worker.pid)
+            self._kill(worker)
+            return
+        self._log.warning("the worker takes too long", pid=worker.pid, state=worker.state.value)
+        if worker.state is State.PAUSING:  # the upgrade is off, the old one may be well
+            self._end_upgrade("the old worker did not let go of the mount in time")
+            return
+        if worker.state is not State.LEAVING:
+            worker.reason = self._too_late(worker)
+        self._kill(worker)
+
+    def _kill(self, worker: Worker) -> None:
+        worker.kill()
+        worker.deadline = time.monotonic() + _STUCK_SECONDS
 
     def _too_late(self, worker: Worker) -> str:
         seconds, name = self._options.start_seconds, "start_timeout_seconds"
@@ -157,12 +198,44 @@ class Crew:
                 return True
         return False
 
+    # --- The spare -------------------------------------------------------------------------------------
+
+    def wanted_at(self) -> float:
+        """When :meth:`watch` is to be called for a spare; 0: there is nothing to do."""
+        return self._spare_at
+
+    def _want_spare(self) -> None:
+        if self._options.spare and self.next is None:
+            self._spare_at = time.monotonic() + _SPARE_AFTER_SECONDS
+
+    def _start_spare(self) -> None:
+        self._spare_at = 0.0
+        serving = self.worker is not None and self.worker.state is State.READY
+        if not serving or self.next is not None or self.stopping:
+            return  # the next worker that is ready asks for one again
+        self.next = self._spawn(self._argv, standby=True, spare=True)
+        if self.next is None:
+            self._spare_at = time.monotonic() + _SPARE_AGAIN_SECONDS
+
+    def spare_died(self, worker: Worker) -> None:
+        self.next = None
+        if not self.stopping:
+            self._log.warning("no spare worker for now", reason=worker.reason or "it ended")
+            self._spare_at = time.monotonic() + _SPARE_AGAIN_SECONDS
+
+    def _dismiss_spare(self) -> None:
+        self._spare_at = 0.0
+        if self.next is not None and self.next.spare:
+            self.next.kill()
+            self._dismissed.append(self.next)
+            self.next = None
+
     # --- Upgrade ---------------------------------------------------------------------------------------
 
     def reload(self) -> None:
         """Another worker with the configuration as it is now. Where one is being started or is to take over,
         it may have read the configuration already: then once more after that, however often it is asked."""
-        if self.worker is not None and self.worker.state is State.READY and self.next is None:
+        if self.worker is not None and self.worker.state is State.READY and not self.upgrading:
             self.upgrade(None)
         elif not self.stopping and not self._reload_again:
             self._reload_again = True
@@ -174,11 +247,12 @@ class Crew:
             self.upgrade(None)
 
     def upgrade(self, argv: list[str] | None) -> None:
-        if self.stopping or self.next is not None or self.worker is None:
+        if self.stopping or self.upgrading or self.worker is None:
             self._refuse_upgrade("busy: no worker serves, or another upgrade is under way")
         elif self.worker.state is not State.READY:
             self._refuse_upgrade("the worker is not ready")
         else:
+            self._dismiss_spare()
             self.next = self._spawn(argv or self._argv, standby=True)
             if self.next is None:
                 self._refuse_upgrade("the new worker cannot be started")
@@ -200,6 +274,7 @@ class Crew:
         if old.state in (State.PAUSED, State.PAUSING):
             self.tell_to_serve(old, "resume")
         elif old.state is State.READY:
+            self._want_spare()
             self._reload_if_asked()
 
     def _refuse_upgrade(self, why: str) -> None:
@@ -221,7 +296,7 @@ class Crew:
         old = self.worker
         if worker is old:  # the one before it died meanwhile
             self.tell_to_serve(worker)
-        elif old is None or worker is not self.next:
+        elif old is None or worker is not self.next or worker.spare:
             return
         elif old.state is State.READY:
             old.enter(State.PAUSING, within_seconds=self._options.pause_seconds)
@@ -243,6 +318,8 @@ class Crew:
             return ""  # told to leave meanwhile
         worker.enter(State.READY)
         worker.ready_at = time.monotonic()
+        self._upgrades += worker.upgrade
+        worker.upgrade = False
         self._argv = worker.argv
         self._configuration = configuration
         if worker is self.next and self.worker is not None:
@@ -255,6 +332,7 @@ class Crew:
             self._dismissed.append(old)
         else:
             self._log.info("worker ready", pid=worker.pid, starts=self._starts, notes=notes)
+        self._want_spare()
         self._reload_if_asked()
         return READY
 
@@ -288,7 +366,7 @@ class Crew:
         if verb == "hello":
             if worker.standby:
                 worker.enter(State.PREPARING, within_seconds=self._options.start_seconds)
-                worker.tell({"do": "standby", "native": len(self._backings)})
+                worker.tell({"do": "standby", "native": len(self._backings), "spare": worker.spare})
             elif self.worker is worker and not self.stopping:
                 self.tell_to_serve(worker)
         elif verb == "prepared":

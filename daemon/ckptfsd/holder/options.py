@@ -29,6 +29,8 @@ class Options(NamedTuple):
     hang_seconds: float = 90.0
     # Starts in a row that did not become ready, after which what waits gets EIO and pauses grow.
     failed_starts: int = 5
+    # Whether a second worker waits, prepared, for the death of the one that serves.
+    spare: bool = True
     # The longest pause between two starts.
     slowest_seconds: float = 15.0
     log_format: str = "text"  # or "json"

@@ -13,7 +13,6 @@ because a read that waits is better for a job than an empty directory; after one
 
 from __future__ import annotations
 
-import contextlib
 import os
 import select
 import signal
@@ -30,6 +29,7 @@ from ckptfsd.holder.pending import give_up
 from ckptfsd.holder.policy import Death, Restarts
 from ckptfsd.holder.systemd import Manager
 from ckptfsd.holder.worker import State, Worker, protect_from_oom
+from ckptfsd.process_name import set_process_name
 
 # How often the connection is looked at when nothing else happens. (Not more often than systemd's watchdog.)
 _LOOK_SECONDS = 5.0
@@ -110,6 +110,8 @@ class Holder:
             times.append(now + self._manager.watchdog_seconds / 3)
         if self._start_at:
             times.append(self._start_at)
+        if self._crew.wanted_at():
+            times.append(self._crew.wanted_at())
         times += [worker.deadline for worker in self._crew.members() if worker.deadline]
         return max(0.0, min(times) - now)
 
@@ -145,15 +147,29 @@ class Holder:
 
     # --- Deaths ----------------------------------------------------------------------------------------
 
-    def _start_worker(self) -> None:
+    def _start_worker(self, death: Death | None = None) -> None:
+        """``death``: of the one before. What waits is looked at before the next one has the connection; a new
+        process takes its time to start, and this is done meanwhile."""
         self._start_at = 0.0
-        if self._crew.start():
-            return
-        if self._was_ready:
+        worker = self._crew.start()
+        if death is not None:
+            self._give_up_requests(death)
+        if worker is not None:
+            self._crew.introduce(worker)
+        elif self._was_ready:
             self._start_again(Death(-1.0, False))
         else:
             self._status = 1
             self._stop()
+
+    def _start_again(self, death: Death) -> None:
+        pause = self._restarts.died(death)
+        if not pause:
+            self._start_worker(death)
+            return
+        self._log.warning("pause before the next start", seconds=pause, looping=self._restarts.looping)
+        self._start_at = time.monotonic() + pause
+        self._give_up_requests(death)
 
     def _reap(self) -> None:
         while True:
@@ -178,7 +194,10 @@ class Holder:
         say = self._log.info if expected else self._log.warning
         say("worker ended", pid=worker.pid, how=how, state=worker.state.value)
         if worker is self._crew.next:
-            self._crew.upgrade_failed(worker, how)
+            if worker.spare:
+                self._crew.spare_died(worker)
+            else:
+                self._crew.upgrade_failed(worker, how)
             return
         self._crew.worker = None
         if self._stopping:
@@ -194,23 +213,14 @@ class Holder:
             self._replace(Death(worker.ready_seconds, killed=code == -signal.SIGKILL))
 
     def _replace(self, death: Death) -> None:
-        if self._crew.next is None:
+        if not self._crew.upgrading:
             self._start_again(death)
             return
         self._restarts.died(death)
         promoted = self._crew.promote()
-        if promoted is not None:
+        if promoted.state is not State.TAKING:  # it does not have the connection yet
             self._give_up_requests(death)
             self._crew.introduce(promoted)
-
-    def _start_again(self, death: Death) -> None:
-        pause = self._restarts.died(death)
-        if pause:
-            self._log.warning("pause before the next start", seconds=pause, looping=self._restarts.looping)
-            self._start_at = time.monotonic() + pause
-        else:
-            self._start_worker()  # it takes its time to start: the rest is done meanwhile
-        self._give_up_requests(death)
 
     def _give_up_requests(self, death: Death) -> None:
         held = self._crew.mount
@@ -256,8 +266,8 @@ class Holder:
         mount.keep(self._crew.mount, self._manager)
         self._log.info("mounted again", mount=held.mount, notes=self._crew.mount.notes)
         worker = self._crew.worker
-        if worker is not None and worker.state is not State.STARTING:
-            self._crew.tell_to_leave("exit")
+        if worker is not None and worker.state not in (State.STARTING, State.PREPARING, State.STANDBY):
+            self._crew.tell_to_leave("exit")  # the others have yet to get the connection
 
     def _unmount(self, held: Connection) -> None:
         note = held.unmount()
@@ -289,8 +299,7 @@ class Holder:
 
 def main() -> None:
     """The process: one argument, the options as JSON. Errors are one line on stderr and a status."""
-    with contextlib.suppress(OSError), open("/proc/self/comm", "w") as name:
-        name.write("ckptfsd")  # for ps and top; else it would be python's
+    set_process_name("ckptfsd")
     try:
         options = parse(sys.argv[1])
     except (IndexError, TypeError, ValueError) as error:

@@ -23,12 +23,13 @@ lost             reason                         the connection ended under the w
 holder -> worker  fields                        meaning
 ===============  =============================  =====================================================
 serve            protocol, connection, starts,  take the mount over; descriptors of /dev/fuse, of the
-                 configuration, listener        modes table and of the listener. ``starts``: workers before
-                                                this one; ``connection``: ckptfs.fuse.connection;
+                 upgrades, configuration,       modes table and of the listener. ``starts``: workers before
+                 listener                       this one; ``upgrades``: how many came to serve, with this
+                                                one if it is one; ``connection``: ckptfs.fuse.connection;
                                                 ``listener`` (if there is one): path, inode;
                                                 ``configuration``: of the worker that was ready last
-standby          native                         prepare, say so and wait for ``serve``. ``native``: how many
-                                                files are open past the daemon
+standby          native, spare                  prepare, say so and wait for ``serve``. ``native``: how many
+                                                files are open past the daemon; ``spare``: it may be long
 pause                                           let go of mount and store, say so and wait
 resume                                          the other could not start: serve again (as ``serve``)
 exit                                            end; the mount stays

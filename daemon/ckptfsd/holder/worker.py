@@ -36,17 +36,23 @@ class State(Enum):
 
 
 class Worker:
-    """``standby``: started to take over from one that serves. ``deadline``: when it is killed if its state
+    """``standby``: started to take over from one that serves; ``spare``: when that one dies; ``upgrade``:
+    now, and it has not been ready yet. ``deadline``: when it is killed if its state
     is still the same (monotonic; 0: never)."""
 
-    def __init__(self, argv: list[str], *, standby: bool, start_seconds: float, oom_score: str) -> None:
+    def __init__(
+        self, argv: list[str], *, standby: bool, spare: bool, start_seconds: float, oom_score: str
+    ) -> None:
         self.argv = argv
         self.standby = standby
+        self.spare = spare
+        self.upgrade = standby and not spare
         self.state = State.STARTING
         self.ready_at = 0.0
         self.last_alive = 0.0
         self.deadline = time.monotonic() + start_seconds
         self.reaped = False
+        self.killed = False  # the kernel lets nobody go who waits for a disk
         self.reason = ""  # why it ends, if it said so
         self.socket, theirs = wire.pair()
         with theirs:
@@ -76,6 +82,7 @@ class Worker:
     def kill(self, number: signal.Signals = signal.SIGKILL) -> None:
         if self.reaped:
             return  # its number may be another process's by now
+        self.killed = self.killed or number == signal.SIGKILL
         with contextlib.suppress(ProcessLookupError):
             os.kill(self.pid, number)
 

@@ -1,0 +1,132 @@
+"""The worker that waits, prepared, for the death of the one that serves."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+from bare_daemon import kill_and_wait
+from daemon_process import until
+from survival import Node, checkpoint, every_kind, memory_kib, node, not_longer, process_name, readers, say
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="the daemon mounts, which needs root")
+
+LIMIT = "[store]\nderived_limit_bytes = {}\n"
+
+
+def derived_limit(serving: Node) -> int:
+    return serving.daemon.client.status().store.derived_limit_bytes
+
+
+def test_it_takes_the_place_of_one_that_died(tmp_path: Path) -> None:
+    with node(tmp_path) as serving:
+        source = checkpoint(serving, tmp_path)
+        with readers(serving.path("model"), source, 8) as jobs:
+            for starts in (1, 2, 3):
+                spare = serving.wait_spare()
+                count = serving.kill_worker()
+                serving.wait_ready(count + 1)
+                assert serving.worker() == spare
+                assert serving.daemon.client.status().worker_starts == starts
+            report = jobs.end_well()
+        not_longer(report)
+        say("three deaths with a spare worker", worst=report["worst_seconds"])
+        spare = serving.wait_spare()
+        say("a spare worker", pss_kib=memory_kib(spare, "Pss"), anonymous_kib=memory_kib(spare, "Pss_Anon"))
+        assert serving.workers() == [serving.worker()]
+    until(lambda: process_name(spare) == "", "it goes with the daemon", 1)
+
+
+def test_its_own_death_disturbs_nobody(tmp_path: Path) -> None:
+    with node(tmp_path) as serving:
+        source = checkpoint(serving, tmp_path)
+        worker = serving.worker()
+        kill_and_wait(serving.wait_spare())
+        until(lambda: serving.events("no spare worker for now"), "it is noticed")
+        assert serving.worker() == worker
+        count = serving.kill_worker()  # and now without one
+        serving.wait_ready(count + 1)
+        for name in every_kind():
+            assert serving.read("model", name) == (source / name).read_bytes(), name
+        serving.wait_spare()
+
+
+def test_it_has_the_configuration_of_when_it_is_to_serve(tmp_path: Path) -> None:
+    with node(tmp_path, config=LIMIT.format(1000)) as serving:
+        spare = serving.wait_spare()
+        (tmp_path / "ckptfsd.toml").write_text(LIMIT.format(2000))
+        serving.wait_ready(serving.kill_worker() + 1)
+        assert (serving.worker(), derived_limit(serving)) == (spare, 2000)
+
+
+def test_a_mistake_in_the_configuration_does_not_matter_to_it(tmp_path: Path) -> None:
+    """Nobody reloaded yet: the one before it is in force, whenever the mistake was made."""
+    with node(tmp_path, config=LIMIT.format(1000)) as serving:
+        serving.daemon.expected_errors += ["the configuration has a mistake"]
+        before = serving.wait_spare()
+        (tmp_path / "ckptfsd.toml").write_text(LIMIT.format("'many'"))
+        for _ in range(2):
+            spare = serving.wait_spare()
+            serving.wait_ready(serving.kill_worker() + 1)
+            assert (serving.worker(), derived_limit(serving)) == (spare, 1000)
+        assert spare != before, "the second was started with the mistake there"
+        assert "derived_limit_bytes" in serving.daemon.client.status().upgrade_note
+
+
+def test_a_reload_is_not_made_by_it(tmp_path: Path) -> None:
+    """It may be of a version from before, and of weeks ago."""
+    with node(tmp_path) as serving:
+        spare = serving.wait_spare()
+        serving.daemon.run("daemon", "reload")
+        assert serving.worker() != spare
+        until(lambda: process_name(spare) == "", "it is let go")
+        assert serving.wait_spare() not in (spare, serving.worker())
+        assert serving.daemon.client.status().upgrades == 1
+        serving.wait_ready(serving.kill_worker() + 1)
+        assert serving.daemon.client.status().upgrades == 1, "a death is none"
+
+
+def test_workers_that_crash_are_not_followed_any_faster(tmp_path: Path) -> None:
+    """The pauses between them are there so that a crash loop does not take a core."""
+    with node(tmp_path) as serving:
+        for _ in range(3):
+            serving.wait_spare()
+            serving.wait_ready(serving.kill_worker(signal.SIGABRT) + 1)
+        pauses = [r["seconds"] for r in serving.events("pause before the next start")]
+        assert pauses == [0.1, 0.2], "none for the first"
+
+
+def test_a_mount_that_was_taken_away_is_served_again_by_it(tmp_path: Path) -> None:
+    with node(tmp_path, expected_errors=["the mount was lost"]) as serving:
+        source = checkpoint(serving, tmp_path)
+        spare = serving.wait_spare()
+        count = len(serving.ready())
+        subprocess.run(["umount", "-l", str(serving.daemon.mount)], check=True)
+        serving.wait_ready(count + 1)
+        assert serving.worker() == spare
+        for name in every_kind():
+            assert serving.read("model", name) == (source / name).read_bytes(), name
+
+
+def test_it_does_not_outlive_the_holder(tmp_path: Path) -> None:
+    with node(tmp_path) as serving:
+        worker, spare = serving.worker(), serving.wait_spare()
+        try:
+            os.kill(serving.holder, signal.SIGKILL)
+            until(lambda: process_name(spare) == "", "it goes")
+            assert process_name(worker) == "ckptfsd-worker", "and the one that serves stays"
+        finally:
+            serving.daemon.kill()
+            kill_and_wait(worker)
+            serving.daemon.start()
+
+
+def test_none_is_started_where_it_is_not_wanted(tmp_path: Path) -> None:
+    with node(tmp_path, config="[holder]\nspare_worker = false\n") as serving:
+        serving.wait_ready(serving.kill_worker() + 1)
+        time.sleep(1)
+        assert serving.events("worker started")[-1]["pid"] == serving.worker()
