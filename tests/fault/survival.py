@@ -26,6 +26,9 @@ CHUNK_BYTES = 4 << 20
 # What a reader may wait for a worker that was killed.
 PAUSE_SECONDS = 2.0
 
+# What is said at level ERROR of a connection that ended.
+LOST = ["the mount was lost", "the request loop failed", "fuse: reading device"]
+
 
 def every_kind() -> dict[str, bytes]:
     """Files that are native where that is allowed, packed ones, and two that share a chunk: the second of
