@@ -15,7 +15,7 @@ from pathlib import Path
 
 import other_versions
 import pytest
-from bare_daemon import BareDaemon, mounted_at
+from bare_daemon import BareDaemon, kill_and_wait, mounted_at
 from daemon_process import until, write_tree
 from fio_verifying import BLOCK_BYTES, lay_out, verifying
 from job_readers import drop_pages
@@ -345,9 +345,9 @@ def test_a_mount_cannot_be_moved_by_a_reload(tmp_path: Path) -> None:
         daemon.close()
 
 
-def test_after_all_that_it_can_be_upgraded(served: tuple[Node, Path], tmp_path: Path) -> None:
+def test_after_all_that_it_can_be_upgraded(served: tuple[Node, Path]) -> None:
     serving, source = served
-    python = other_versions.newer(tmp_path, "0.1.1")
+    python = other_versions.newer(source.parent / "newer", "0.1.1")
     with readers(serving.path("model"), source, 8) as jobs:
         done = serving.daemon.run("daemon", "upgrade", "--python", python)
         assert re.search(r"upgraded: 0\.1\.0 .* → 0\.1\.1", done.stdout)
@@ -358,6 +358,20 @@ def test_after_all_that_it_can_be_upgraded(served: tuple[Node, Path], tmp_path: 
     count = serving.kill_worker()
     serving.wait_ready(count + 1)
     assert serving.daemon.client.status().version == "0.1.1"
+
+
+def test_a_version_that_is_deleted_takes_nobody_along(tmp_path: Path) -> None:
+    with node(tmp_path, expected_errors=["the worker cannot be started"]) as serving:
+        python = other_versions.newer(tmp_path / "newer", "0.1.1")
+        serving.daemon.run("daemon", "upgrade", "--python", python)
+        spare = serving.wait_spare()
+        Path(python).unlink()
+        kill_and_wait(spare)
+        until(lambda: serving.events("no spare worker for now"), "it is noticed")
+        assert serving.daemon.client.status().version == "0.1.1", "what runs needs no file"
+        serving.wait_ready(serving.kill_worker() + 1)
+        assert serving.daemon.client.status().version == "0.1.0"
+        assert serving.events("going back to the version that the daemon was started with")
 
 
 @pytest.mark.parametrize(

@@ -77,6 +77,11 @@ class Crew:
         if self.next is not None and self.next.spare:
             return self.promote()
         self.worker = self._spawn(self._argv)
+        if self.worker is None and self._argv != self._options.worker:
+            # What the last upgrade was to has been deleted.
+            self._log.warning("going back to the version that the daemon was started with")
+            self._argv = self._options.worker
+            self.worker = self._spawn(self._argv)
         return self.worker
 
     def _spawn(self, argv: list[str], *, standby: bool = False, spare: bool = False) -> Worker | None:
