@@ -1,6 +1,6 @@
 """`ckptfsd run` with a mount: this process becomes the holder, which starts the worker.
 
-By execv, so that number, signals and the service manager's idea of the main process stay, and so that
+By execve, so that number, signals and the service manager's idea of the main process stay, and so that
 nothing of what was imported to read the configuration stays in the holder's memory.
 """
 
@@ -14,17 +14,17 @@ import ckptfs
 import ckptfsd
 from ckptfsd.config import Config, Effective
 from ckptfsd.holder.mount import end_kept
-from ckptfsd.holder.options import Options, command
+from ckptfsd.holder.options import Options, program
 from ckptfsd.holder.systemd import Manager
 
 
 def become_holder(effective: Effective, arguments: list[str]) -> NoReturn:
     """``arguments``: what `ckptfsd run` was told, for the workers. Raises OSError."""
     options = holder_options(effective.config, worker_command(sys.executable, arguments))
-    line = command(options, python=sys.executable, roots=source_roots())
+    holder = program(options, python=sys.executable, roots=source_roots())
     sys.stdout.flush()
     sys.stderr.flush()
-    os.execv(line[0], line)
+    os.execve(holder.argv[0], holder.argv, {**os.environ, **holder.environment})
 
 
 def without_mount() -> str:

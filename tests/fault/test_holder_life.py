@@ -296,22 +296,24 @@ def restart_with(stored: dict[str, int], folder: Path, environment: dict[str, st
 
     from holding import MIRROR, ROOTS
 
-    from ckptfsd.holder.options import Options, command
+    from ckptfsd.holder.options import Options, program
 
     worker = [sys.executable, MIRROR, str(folder / "files"), str(folder / "stats")]
-    argv = command(Options(str(folder / "mount"), worker, spare=False), python=sys.executable, roots=ROOTS)
+    told = Options(str(folder / "mount"), worker, spare=False)
+    holder = program(told, python=sys.executable, roots=ROOTS)
     names = list(stored)
     kept = [os.dup(stored[name]) for name in names]
     moves = " ".join(f"{3 + at}<&{fd}" for at, fd in enumerate(kept))
     script = f'exec {moves}; export LISTEN_PID=$$; exec "$@"'
     with (folder / "log").open("ab") as log:
         process = subprocess.Popen(
-            ["bash", "-c", script, "bash", *argv],
+            ["bash", "-c", script, "bash", *holder.argv],
             stdin=subprocess.DEVNULL,
             stderr=log,
             pass_fds=kept,
             env={
                 **os.environ,
+                **holder.environment,
                 **environment,
                 "LISTEN_FDS": str(len(names)),
                 "LISTEN_FDNAMES": ":".join(names),

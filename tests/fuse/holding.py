@@ -19,7 +19,7 @@ import ckptfs
 import ckptfsd
 from ckptfs.fuse import mountinfo
 from ckptfs.testing import fusectl
-from ckptfsd.holder.options import Options, command
+from ckptfsd.holder.options import Options, program
 
 MIRROR = str(Path(__file__).with_name("mirror_worker.py"))
 READER = str(Path(__file__).with_name("reader.py"))
@@ -169,11 +169,12 @@ def start_holder(folder: Path, *, environment: dict[str, str] | None = None, **o
     defaults = {"mount": str(folder / "mount"), "worker": worker, "log_format": "text", "spare": False}
     told = Options(**{**defaults, **options})
     with (folder / "log").open("ab") as log:
+        holder = program(told, python=sys.executable, roots=ROOTS)
         process = subprocess.Popen(
-            command(told, python=sys.executable, roots=ROOTS),
+            holder.argv,
             stdin=subprocess.DEVNULL,
             stderr=log,
-            env={**os.environ, **(environment or {})},
+            env={**os.environ, **holder.environment, **(environment or {})},
         )
     return Served(process, folder)
 

@@ -1,9 +1,13 @@
-"""What the holder is told: one JSON object on its command line, written by `ckptfsd run`."""
+"""What the holder is told: one JSON object in its environment, written by `ckptfsd run`."""
 
 from __future__ import annotations
 
 import json
+import os
 from typing import NamedTuple
+
+#: The variables that a holder is started with (boot, main), and that it does not leave to its workers.
+ROOTS, OPTIONS = "CKPTFSD_HOLDER_ROOTS", "CKPTFSD_HOLDER_OPTIONS"
 
 
 class Options(NamedTuple):
@@ -51,16 +55,19 @@ def render(options: Options) -> str:
     return json.dumps(options._asdict())
 
 
-# Run with -I -S: the site module and what hooks into it would add half its memory again. So it is told
-# where its source roots are.
-_BOOT = """
-import sys
-sys.path[:0] = sys.argv.pop(1).split(":")
-from ckptfsd.holder.process import main
-main()
-"""
+class Program(NamedTuple):
+    """How a holder is started: its command line, and what its environment has more than ours."""
+
+    argv: list[str]
+    environment: dict[str, str]
 
 
-def command(options: Options, *, python: str, roots: list[str]) -> list[str]:
-    """The command line of a holder. ``roots``: the directories that hold ``ckptfs`` and ``ckptfsd``."""
-    return [python, "-I", "-S", "-c", _BOOT, ":".join(roots), render(options)]
+def program(options: Options, *, python: str, roots: list[str]) -> Program:
+    """``roots``: the directories that hold ``ckptfs`` and ``ckptfsd``.
+
+    With -I -S: the site module and what hooks into it would add half the holder's memory again. So it is
+    told where its source roots are. Nothing of it needs the mountpoint on its command line, but people do.
+    """
+    boot = os.path.join(os.path.dirname(os.path.abspath(__file__)), "boot.py")
+    told = {ROOTS: ":".join(roots), OPTIONS: render(options)}
+    return Program([python, "-I", "-S", boot, options.mount], told)

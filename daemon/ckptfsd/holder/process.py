@@ -24,7 +24,7 @@ from ckptfs.fuse.connection import Connection
 from ckptfsd.holder import crew, mount, wire
 from ckptfsd.holder.crew import Crew
 from ckptfsd.holder.log import Log
-from ckptfsd.holder.options import Options, parse
+from ckptfsd.holder.options import OPTIONS, Options, parse
 from ckptfsd.holder.pending import give_up
 from ckptfsd.holder.policy import Death, Restarts
 from ckptfsd.holder.systemd import Manager
@@ -298,11 +298,11 @@ class Holder:
 
 
 def main() -> None:
-    """The process: one argument, the options as JSON. Errors are one line on stderr and a status."""
+    """The process: its options are in the environment. Errors are one line on stderr and a status."""
     set_process_name("ckptfsd")
     try:
-        options = parse(sys.argv[1])
-    except (IndexError, TypeError, ValueError) as error:
+        options = parse(os.environ.pop(OPTIONS))
+    except (KeyError, TypeError, ValueError) as error:
         print(f"ckptfsd holder: error: {error}", file=sys.stderr, flush=True)
         sys.exit(2)
     try:
@@ -311,7 +311,3 @@ def main() -> None:
         print(f"ckptfsd: error: {error}", file=sys.stderr, flush=True)
         status = error.exit_code
     sys.exit(status)
-
-
-if __name__ == "__main__":
-    main()
