@@ -18,7 +18,7 @@ from ckptfs.engine.derive import ChunkDamaged, Deriver
 from ckptfs.engine.forms import Form, forms_of
 from ckptfs.errors import StoreDamaged, StoreError, StoreFull
 from ckptfs.model import manifest as manifests
-from ckptfs.store import Checkpoint, Natives, Store, Why, derived_room, rebuild
+from ckptfs.store import Checkpoint, Natives, Store, Why, derived_file, derived_room, rebuild
 from ckptfs.testing.audit import audit
 from ckptfs.testing.checkpoints import make_checkpoint, noise
 
@@ -61,6 +61,23 @@ def assemble(store: Store, checkpoint: Checkpoint, *, asked: bool = True, only: 
     works = [work for work in survey.shared if only in (b"", work.file.path)]
     copies = [deriver.make(checkpoint.ordinal, w, asked=asked, step=lambda count: None) for w in works]
     return len(store.record_copies(copies))
+
+
+def test_the_disk_is_waited_for_now_and_then(
+    store: Store, tune: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All at the end cannot be cut short, and of a large file takes minutes."""
+    written: list[int] = []
+    fdatasync = os.fdatasync
+
+    def noted(fd: int) -> None:
+        written.append(os.lseek(fd, 0, os.SEEK_HOLE))  # where its data ends
+        fdatasync(fd)
+
+    monkeypatch.setattr(derived_file, "_UNSYNCED_BYTES", 4 * MIB)
+    monkeypatch.setattr(os, "fdatasync", noted)
+    assert assemble(store, tune, only=b"swapped") == 1
+    assert written == [4 * MIB, 8 * MIB, 8 * MIB], "after each part, and at the end"
 
 
 def content(store: Store, checkpoint: Checkpoint, path: bytes) -> bytes:
