@@ -135,17 +135,13 @@ class Creation:
 
     # --- The work --------------------------------------------------------------------------------
 
-    async def run(self, limiter: trio.CapacityLimiter, local_workers: trio.CapacityLimiter) -> None:
-        """Make the checkpoint. Never raises but for cancellation: the outcome is in ``self``.
-
-        ``limiter``: of this creation's threads; ``local_workers``: of those of all creations that read files
-        of this machine.
-        """
+    async def run(self, limiter: trio.CapacityLimiter) -> None:
+        """Make the checkpoint. Never raises but for cancellation: the outcome is in ``self``."""
         draft: Draft | None = None
         try:
             draft = await in_thread(limiter, self._begin)
             self._meter.check()
-            self.checkpoint = await self._make(draft, limiter, local_workers)
+            self.checkpoint = await self._make(draft, limiter)
             log.info(
                 "checkpoint ready",
                 checkpoint=self.request.name,
@@ -208,9 +204,7 @@ class Creation:
             # The disk that failed the creation may fail this too; the start-up sweep will do it then.
             log.error("could not record a failed creation", checkpoint=self.request.name, reason=str(second))
 
-    async def _make(
-        self, draft: Draft, limiter: trio.CapacityLimiter, local_workers: trio.CapacityLimiter
-    ) -> Checkpoint:
+    async def _make(self, draft: Draft, limiter: trio.CapacityLimiter) -> Checkpoint:
         self._enter("listing")
         source = await in_thread(limiter, partial(self._open, draft))
         try:
@@ -224,7 +218,7 @@ class Creation:
                     listed = await in_thread(limiter, partial(reading.listed, source))
                     await in_thread(limiter, partial(self._check_room, draft, self._meter.bytes_total))
                     self._enter("reading")
-                    await reading.in_any_order(source, listed, limiter, local_workers)
+                    await reading.in_any_order(source, listed, limiter)
             self._enter("finishing")
             return await in_thread(limiter, partial(self._publish, draft, reading))
         finally:

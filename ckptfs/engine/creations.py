@@ -34,8 +34,6 @@ class Creations:
         self._config = config
         self._running: dict[str, Creation] = {}
         self._slots = trio.CapacityLimiter(config.max_creations)
-        # Of all creations together: what they leave free is for those who read.
-        self._local_workers = trio.CapacityLimiter(config.local_workers())
         #: Called when a creation is over, with the checkpoint that it made, if it did.
         self.on_end: Callable[[Checkpoint | None], None] = lambda checkpoint: None
         self.counters = {"creations_started": 0, "creations_failed": 0, "creations_ready": 0}
@@ -83,7 +81,7 @@ class Creations:
                 await self._slots.acquire()
                 has_slot = True
             workers = max(self._config.workers, self._config.remote_workers)
-            await creation.run(trio.CapacityLimiter(workers + _EXTRA_THREADS), self._local_workers)
+            await creation.run(trio.CapacityLimiter(workers + _EXTRA_THREADS))
         finally:
             if has_slot:
                 self._slots.release()

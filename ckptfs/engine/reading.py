@@ -83,30 +83,23 @@ class Reading:
             self.files[file.path] = (file.executable, draft_file)
 
     async def in_any_order(
-        self,
-        source: Source,
-        listed: list[SourceFile],
-        limiter: trio.CapacityLimiter,
-        local_workers: trio.CapacityLimiter,
+        self, source: Source, listed: list[SourceFile], limiter: trio.CapacityLimiter
     ) -> None:
-        """Fan listed files out over workers, each with a buffer of its own. ``local_workers`` are those of
-        all creations from files of this machine: what they wait for is the CPU."""
-        local = source.kind == "local"
-        workers = self._config.local_workers() if local else self._config.remote_workers
-        threads = local_workers if local else limiter
+        """Fan listed files out over workers, each with a buffer of its own."""
+        workers = self._config.local_workers() if source.kind == "local" else self._config.remote_workers
         send, receive = trio.open_memory_channel[Callable[[memoryview], None]](workers)
 
         async def work() -> None:
             buffer = ingest.new_buffer(self._config.buffer_bytes)
             async for bring in receive:
                 with self._meter.failing_together():
-                    await in_thread(threads, partial(bring, buffer))
+                    await in_thread(limiter, partial(bring, buffer))
 
         async with trio.open_nursery() as nursery:
             for _ in range(workers):
                 nursery.start_soon(work)
             async with send:
-                await self._hand_out(listed, send, limiter, local=local)
+                await self._hand_out(listed, send, limiter, local=source.kind == "local")
 
     async def _hand_out(
         self,

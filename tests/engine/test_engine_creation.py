@@ -5,17 +5,15 @@ from __future__ import annotations
 import os
 import random
 import tarfile
-import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 import trio
 
 from ckptfs import errors
-from ckptfs.engine import Engine, EngineConfig, ingest
+from ckptfs.engine import Engine, EngineConfig
 from ckptfs.model.records import CheckpointInfo, CreateRequest
 from ckptfs.store import Store
 
@@ -216,35 +214,6 @@ async def test_two_creations_of_one_name_at_once(tmp_path: Path) -> None:
         with pytest.raises(errors.NameTaken, match="being created"):
             await engine.create(CreateRequest(name="m", source_uri=str(tmp_path / "model")))
         assert (await ended(engine, first)).status == "ready"
-
-
-async def test_creations_at_once_share_the_cores_that_they_may_take(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """What one creation leaves free for those who read, three leave free too."""
-    lock, at_once, most, runs = threading.Lock(), 0, 0, 0
-    bring_run = ingest.bring_run
-
-    def counted(*arguments: Any) -> None:
-        nonlocal at_once, most, runs
-        with lock:
-            at_once, runs = at_once + 1, runs + 1
-            most = max(most, at_once)
-        try:
-            bring_run(*arguments)
-        finally:
-            with lock:
-                at_once -= 1
-
-    monkeypatch.setattr(ingest, "bring_run", counted)
-    names = ["one", "two", "three"]
-    async with running(tmp_path / "store") as engine, trio.open_nursery() as nursery:
-        for seed, name in enumerate(names):
-            (tmp_path / name).mkdir()
-            (tmp_path / name / "f").write_bytes(random.Random(seed).randbytes(40_000_000))
-            nursery.start_soon(create, engine, name, tmp_path / name)
-    assert runs >= 3 * 5
-    assert 1 <= most <= EngineConfig().local_workers()
 
 
 async def test_too_large_is_refused_before_it_is_read(tmp_path: Path) -> None:
