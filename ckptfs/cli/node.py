@@ -53,7 +53,8 @@ def _worker(info: StatusInfo) -> str:
     if info.worker_pid == info.pid:
         return f"since {since}"
     times = f", number {info.worker_starts + 1}" if info.worker_starts else ""
-    return f"worker {info.worker_pid}{times} since {since}"
+    spare = f", {info.spare_pid} in reserve" if info.spare_pid else ""
+    return f"worker {info.worker_pid}{times} since {since}{spare}"
 
 
 def _derived(store: StoreStatus) -> str:

@@ -87,9 +87,11 @@ def archived(info: CheckpointInfo) -> CheckpointInfo:
 def upgraded(before: StatusInfo, now: StatusInfo) -> bool:
     """Whether another worker serves than the one that was asked to go. Raises :class:`UpgradeFailed` when
     it does not and never will."""
-    if now.upgrades > before.upgrades:
+    another = now.worker_pid != before.worker_pid
+    counted = now.upgrades >= 0 and before.upgrades >= 0 and now.pid == before.pid
+    if now.upgrades > before.upgrades if counted else another:
         return True
-    if now.worker_pid == before.worker_pid and not now.upgrade_note:
+    if not another and not now.upgrade_note:
         return False
     # Another worker that is no upgrade: a start after a death.
     died = f"process {before.worker_pid} died meanwhile, as the daemon's log says"

@@ -116,7 +116,9 @@ class StatusInfo(msgspec.Struct, kw_only=True):
     pid: int  # the process to signal: the holder of the mount where there is one
     worker_pid: int  # the process that answers
     worker_starts: int  # workers before this one since the daemon was started
-    upgrades: int  # to other workers, reloads too, that succeeded since the daemon was started
+    #: Upgrades and reloads that succeeded since the daemon was started; -1: it does not count them.
+    upgrades: int = -1
+    spare_pid: int = 0  # the process that takes over if this one dies; 0: none is prepared
     upgrade_note: str  # why the last upgrade failed; empty when it did not
     started: float  # of the worker
     socket: str

@@ -297,6 +297,7 @@ class Daemon:
             worker_pid=os.getpid(),
             worker_starts=held.introduction.starts if held else 0,
             upgrades=held.introduction.upgrades if held else 0,
+            spare_pid=held.link.spare_pid if held and not self.orphaned else 0,
             upgrade_note=self._upgrade_note,
             started=self._started,
             socket=self._config.control.socket,

@@ -1,4 +1,5 @@
-"""Logs: structlog, as text for people or as JSON for machines, one record a line, on standard error.
+"""Logs: structlog, as text for people or as JSON for machines, one record a line, on standard error, where
+nobody is waited for (log_output).
 
 The library's rooms log through the standard library (``logging.getLogger(__name__)``); their records and
 those of Hypercorn and boto3 go through the same processors as ours. What strangers chose (names,
@@ -7,6 +8,7 @@ paths, URLs) is escaped, so that no record can forge a line or reach a terminal'
 
 from __future__ import annotations
 
+import functools
 import logging
 import sys
 import unicodedata
@@ -16,13 +18,40 @@ import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
 
 from ckptfsd.config import LogSection
+from ckptfsd.log_output import LOST, LogOutput
 
 # Chatty below WARNING, and their messages may hold URLs with signatures.
 _QUIET = ("boto3", "botocore", "s3transfer", "urllib3", "asyncio", "hypercorn")
 
 
+class LossyHandler(logging.Handler):
+    """To standard error, and never waits for who reads it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._output = LogOutput()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            self._output.put(self._line(record), self._lost)
+        except Exception:
+            self.handleError(record)
+
+    def _line(self, record: logging.LogRecord) -> bytes:
+        return self.format(record).encode(errors="backslashreplace") + b"\n"
+
+    def _lost(self, lines: int) -> bytes:
+        warning = {"levelno": logging.WARNING, "levelname": "WARNING"}
+        return self._line(logging.makeLogRecord({"name": __name__, **warning, "msg": LOST, "lines": lines}))
+
+
+# One for the process, however often it is configured: it has a descriptor of its own.
+_standard_error = functools.cache(LossyHandler)
+
+
 def configure(section: LogSection, stream: TextIO | None = None) -> None:
-    """Set up the process's logs. May be called again (tests do)."""
+    """Set up the process's logs; ``stream``: elsewhere than standard error. May be called again."""
+    handler = logging.StreamHandler(stream) if stream else _standard_error()
     stream = stream or sys.stderr
     logging.raiseExceptions = False  # a full disk under the log must not stop the daemon
     shared: list[Processor] = [
@@ -53,7 +82,6 @@ def configure(section: LogSection, stream: TextIO | None = None) -> None:
         wrapper_class=structlog.stdlib.BoundLogger,
         cache_logger_on_first_use=False,
     )
-    handler = logging.StreamHandler(stream)
     handler.setFormatter(structlog.stdlib.ProcessorFormatter(foreign_pre_chain=shared, processors=final))
     root = logging.getLogger()
     root.handlers[:] = [handler]

@@ -17,7 +17,7 @@ from ckptfs.errors import CkptfsError, ConfigurationError, MountError
 from ckptfs.fuse import channel
 from ckptfs.fuse.mountinfo import settled_path
 from ckptfsd import app, privileges
-from ckptfsd.config import Effective, decode
+from ckptfsd.config import Effective, decode, encode
 from ckptfsd.launch import worker_command
 from ckptfsd.logging import get_logger
 from ckptfsd.process_name import set_process_name
@@ -48,21 +48,18 @@ def _run(load: Callable[[], Effective], link: HolderLink, arguments: list[str]) 
     set_process_name("ckptfsd-worker")
     link.hello(__version__)
     order, note = _next_order(link)
+    is_upgrade = order.verb == "standby" and not order.spare
     if order.verb == "standby":
-        waits_long = order.spare
         order, note = _stand_by(link, order, mistake)
-        if waits_long:
+        if not is_upgrade:
             effective, mistake = _prepare(load)
     if mistake is not None and order.introduction is not None:
-        effective = _last_good(order.introduction, mistake)
-        note = f"{mistake.message}; until that is mended the configuration before it is in force"
-        app.prepare_process(effective)
-        _log.error("the configuration has a mistake: going on with the one before", reason=mistake.message)
+        effective, note = _fall_back(order.introduction, mistake)
     while order.verb in ("serve", "resume"):
         assert effective is not None and order.introduction is not None
         introduction = order.introduction
         try:
-            order = _serve(effective, link, introduction, arguments, note)
+            order = _serve(effective, link, introduction, arguments, note, may_fall_back=not is_upgrade)
             note = ""
             if order.verb == "pause":
                 link.paused()
@@ -70,7 +67,7 @@ def _run(load: Callable[[], Effective], link: HolderLink, arguments: list[str]) 
                 if order.verb == "gone":
                     # It may have told our successor to serve; then that one has the store, and we end.
                     _log.warning("the holder died in an upgrade: going on")
-                    order = Order("resume", introduction.duplicate())
+                    order = Order("resume", introduction.duplicate(link.listener_back()))
         finally:
             introduction.close()
     if order.verb == "misunderstood":
@@ -90,7 +87,7 @@ def _prepare(load: Callable[[], Effective]) -> tuple[Effective | None, Configura
 
 def _stand_by(link: HolderLink, order: Order, mistake: ConfigurationError | None) -> tuple[Order, str]:
     """Wait for the next order. Raises what speaks against an upgrade to this worker: the one that serves goes
-    on. Of a spare nothing is asked: it is of the version that serves."""
+    on. Of a spare nothing is asked: a fresh worker in its place would be what it is."""
     if order.spare:
         set_process_name("ckptfsd-spare")
     elif mistake is not None:
@@ -103,24 +100,43 @@ def _stand_by(link: HolderLink, order: Order, mistake: ConfigurationError | None
     return answer
 
 
-def _last_good(introduction: Introduction, mistake: ConfigurationError) -> Effective:
-    """Who edits the file and makes a mistake is told when it is reloaded; a worker that dies meanwhile must
-    not take the mount with it. Raises the mistake when no worker was ready before."""
+def _fall_back(introduction: Introduction, mistake: ConfigurationError) -> tuple[Effective, str]:
+    """The configuration of the worker before, which is in force then, and a note about it.
+
+    Who edits the file and makes a mistake is told when it is reloaded; a worker that dies meanwhile must not
+    take the mount with it. Raises the mistake when no worker was ready before.
+    """
     if not introduction.configuration:
         raise mistake
-    return decode(introduction.configuration)
+    effective = decode(introduction.configuration)
+    app.prepare_process(effective)
+    _log.error("the configuration has a mistake: going on with the one before", reason=mistake.message)
+    return effective, f"{mistake.message}; until that is mended the configuration before it is in force"
 
 
 def _serve(
-    effective: Effective, link: HolderLink, introduction: Introduction, arguments: list[str], note: str
+    effective: Effective,
+    link: HolderLink,
+    introduction: Introduction,
+    arguments: list[str],
+    note: str,
+    *,
+    may_fall_back: bool,
 ) -> Order:
-    """Serve until there is another order; ``note``: why the last upgrade failed."""
+    """Serve until there is another order; ``note``: why the last upgrade failed. Some mistakes are found only
+    here: a group that does not exist, a mountpoint that is another one now."""
 
     def upgrade(python: str) -> None:
         link.upgrade(worker_command(python or sys.executable, arguments))
 
-    _check_mount(effective, introduction)
-    return app.serve(effective, app.Held(link, introduction, upgrade, note))
+    try:
+        _check_mount(effective, introduction)
+        return app.serve(effective, app.Held(link, introduction, upgrade, note))
+    except ConfigurationError as mistake:
+        if not may_fall_back or encode(effective.config) == introduction.configuration:
+            raise
+        effective, note = _fall_back(introduction, mistake)
+        return app.serve(effective, app.Held(link, introduction, upgrade, note))
 
 
 def _next_order(link: HolderLink) -> tuple[Order, str]:

@@ -46,13 +46,13 @@ class Introduction(NamedTuple):
 
     connection: Connection
     starts: int  # how many workers there were before this one
-    upgrades: int  # how many upgrades and reloads succeeded, with this one if it is one
+    upgrades: int  # that succeeded, with this one if it is one; -1: the holder does not count them
     configuration: str = ""  # of the worker that was ready last
     listener: Listener | None = None
 
-    def duplicate(self) -> Introduction:
-        """The same with descriptors of its own, but without a listener: nobody listens any more."""
-        return self._replace(connection=self.connection.duplicate(), listener=None)
+    def duplicate(self, listener: Listener | None) -> Introduction:
+        """The same with descriptors of its own, and with another listener."""
+        return self._replace(connection=self.connection.duplicate(), listener=listener)
 
     def close(self) -> None:
         self.connection.close()
@@ -82,6 +82,9 @@ class HolderLink:
         self._answers: dict[int, wire.Message] = {}
         self._last_request = 0
         self._gone = False
+        self._listener: Listener | None = None
+        #: The worker that waits for the death of this one (a process number); 0: there is none.
+        self.spare_pid = 0
         # What the holder's mailbox had no room for: it was busy, and must not miss the end of a registration.
         self._unsent: deque[tuple[wire.Message, tuple[int, ...]]] = deque()
         self._has_unsent = trio.Event()
@@ -154,6 +157,14 @@ class HolderLink:
     def leave_listener(self, fd: int, path: str, inode: tuple[int, int]) -> None:
         """Have the holder keep the control interface's socket for the worker after this one."""
         self._say({"do": "listener", "path": path, "inode": inode}, (fd,))
+        if (before := self.listener_back()) is not None:
+            os.close(before.fd)
+        self._listener = Listener(os.dup(fd), path, inode)
+
+    def listener_back(self) -> Listener | None:
+        """What was left with the holder, when that has died; the caller's to close."""
+        listener, self._listener = self._listener, None
+        return listener
 
     def stop(self) -> None:
         """Ask for the end of everything, as SIGTERM to the holder would."""
@@ -264,6 +275,9 @@ class HolderLink:
                 event.set()
             elif "backing" in message:
                 self.close(message["backing"])
+        elif verb == "spare":
+            wire.close_all(descriptors)
+            self.spare_pid = int(message["pid"])
         elif verb in ("serve", "resume"):
             self._send_order.send_nowait(_introduced(verb, message, descriptors))
         elif verb in ("standby", "pause", "exit", "stop", "upgrade_failed"):
@@ -292,7 +306,7 @@ def _introduced(verb: str, message: wire.Message, descriptors: list[int]) -> Ord
         if more:
             told = message["listener"]
             listener = Listener(more[0], str(told["path"]), (int(told["inode"][0]), int(told["inode"][1])))
-        starts, upgrades = int(message["starts"]), int(message["upgrades"])
+        starts, upgrades = int(message["starts"]), int(message.get("upgrades", -1))
         configuration = str(message.get("configuration", ""))
         return Order(verb, Introduction(connection, starts, upgrades, configuration, listener))
     except (KeyError, TypeError, ValueError, IndexError) as error:

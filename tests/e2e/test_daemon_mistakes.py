@@ -57,6 +57,26 @@ def test_a_mistake_that_nobody_reloaded_does_no_harm_when_a_worker_dies(daemon: 
         assert os.pread(held.fileno(), 1000, 0) == SMALL
 
 
+@pytest.mark.parametrize(
+    ("mistake", "says"),
+    [
+        ("[control]\nadmin_group = 'no-such-group'\n", "there is no group 'no-such-group'"),
+        ("[control]\nsocket_group = 'no-such-group'\n", "there is no group 'no-such-group'"),
+    ],
+    ids=["admin-group", "socket-group"],
+)
+def test_nor_does_one_that_is_found_when_it_is_used(
+    daemon: Daemon, file: Path, mistake: str, says: str
+) -> None:
+    daemon.expected_errors = ["mistake", "no-such-group", "upgrade failed"]
+    file.write_text(mistake)
+    for _ in range(2):
+        kill_worker(daemon)
+        assert (daemon.mount / "m" / "small.bin").read_bytes() == SMALL
+        assert says in daemon.json("status")["upgrade_note"]
+    assert says in daemon.run("daemon", "reload", code=7).stderr
+
+
 def test_a_mistake_at_the_first_start_is_one_line(tmp_path: Path) -> None:
     """Nothing was in force before."""
     (tmp_path / "c.toml").write_text("[ingest]\nwokers = 2\n")

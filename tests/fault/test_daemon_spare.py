@@ -13,9 +13,18 @@ from bare_daemon import kill_and_wait
 from daemon_process import until
 from survival import Node, checkpoint, every_kind, memory_kib, node, not_longer, process_name, readers, say
 
+from ckptfs.errors import UpgradeFailed
+
+TICKS = os.sysconf("SC_CLK_TCK")
+
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="the daemon mounts, which needs root")
 
 LIMIT = "[store]\nderived_limit_bytes = {}\n"
+
+
+def cpu_seconds(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / TICKS
 
 
 def derived_limit(serving: Node) -> int:
@@ -38,7 +47,11 @@ def test_it_takes_the_place_of_one_that_died(tmp_path: Path) -> None:
         spare = serving.wait_spare()
         say("a spare worker", pss_kib=memory_kib(spare, "Pss"), anonymous_kib=memory_kib(spare, "Pss_Anon"))
         assert serving.workers() == [serving.worker()]
-    until(lambda: process_name(spare) == "", "it goes with the daemon", 1)
+        assert serving.daemon.client.status().spare_pid == spare
+        serving.daemon.stop()
+        until(lambda: process_name(spare) == "", "it goes with the daemon", 1)
+        warned = [r for r in serving.events("worker ended") if r["level"] == "warning"]
+        assert [r["how"] for r in warned] == ["SIGKILL"] * 3, "its own end is nothing to look at"
 
 
 def test_its_own_death_disturbs_nobody(tmp_path: Path) -> None:
@@ -88,6 +101,43 @@ def test_a_reload_is_not_made_by_it(tmp_path: Path) -> None:
         assert serving.daemon.client.status().upgrades == 1
         serving.wait_ready(serving.kill_worker() + 1)
         assert serving.daemon.client.status().upgrades == 1, "a death is none"
+
+
+def test_reloads_leave_the_holder_asleep(tmp_path: Path) -> None:
+    """Whenever a spare is let go, also in the middle of its start, nothing of it is waited for any more."""
+    with node(tmp_path) as serving:
+        for wait in (0.0, 0.1, 0.3, 0.6) * 2:
+            count = len(serving.ready())
+            started = serving.events("worker started")[-1]
+            until(lambda s=started: s["spare"] or serving.events("worker started")[-1]["spare"], "a spare")
+            time.sleep(wait)
+            os.kill(serving.holder, signal.SIGHUP)
+            serving.wait_ready(count + 1)
+            used, began = cpu_seconds(serving.holder), time.monotonic()
+            time.sleep(0.5)
+            busy = (cpu_seconds(serving.holder) - used) / (time.monotonic() - began)
+            assert busy < 0.3, f"{busy:.0%} of a core"
+
+
+def test_an_upgrade_to_nothing_leaves_it_where_it_is(tmp_path: Path) -> None:
+    with node(tmp_path, expected_errors=["cannot be started", "upgrade failed"]) as serving:
+        spare = serving.wait_spare()
+        with pytest.raises(UpgradeFailed, match="No such file"):
+            serving.daemon.client.upgrade("/nonexistent/python")
+        assert serving.wait_spare() == spare
+        assert serving.daemon.client.status().spare_pid == spare
+        assert f"{spare} in reserve" in serving.daemon.run("status").stdout
+        serving.wait_ready(serving.kill_worker() + 1)
+        assert serving.worker() == spare
+
+
+def test_one_that_hangs_is_not_waited_for(tmp_path: Path) -> None:
+    with node(tmp_path, config="[holder]\npause_timeout_seconds = 1\n") as serving:
+        spare = serving.wait_spare()
+        os.kill(spare, signal.SIGSTOP)
+        serving.wait_ready(serving.kill_worker() + 1)
+        assert serving.worker() != spare
+        assert process_name(spare) == "", "it was killed"
 
 
 def test_workers_that_crash_are_not_followed_any_faster(tmp_path: Path) -> None:

@@ -384,6 +384,23 @@ def test_nothing_that_a_worker_says_ends_the_holder(tmp_path: Path) -> None:
         assert at(served.root) is None
 
 
+def test_a_spare_worker_is_not_obeyed(tmp_path: Path) -> None:
+    """It serves nothing yet, and nobody is to stop the one that does through it."""
+    orders = ("stop", "lost", "paused", "ready", "upgrade")
+    messages = [json.dumps({"do": verb, "argv": ["/bin/false"]}) for verb in orders]
+    messages += ['{"do": "keep", "backings": [], "more": false}', '{"do": "close", "backing": 1}']
+    messages += ['{"do": "open", "id": 1}', '{"do": "listener", "path": "/x", "inode": [1, 2]}']
+    worker = [sys.executable, SAYING, "--spare", *messages]
+    environment = {"PYTHONPATH": os.pathsep.join(ROOTS)}
+    with held(tmp_path, {}, worker=worker, spare=True, stop_seconds=1.0, environment=environment) as served:
+        eventually(lambda: "out of turn pid" in served.said() and '"the end"' in served.said())
+        assert served.said().count("a message out of turn") == len(messages) + 1
+        assert served.process.poll() is None
+        assert served.ready_count() == 1
+        assert "no upgrade" not in served.said()
+        assert at(served.root) is not None
+
+
 def test_a_message_that_is_none_ends_its_worker_and_not_the_holder(tmp_path: Path) -> None:
     environment = {"PYTHONPATH": os.pathsep.join(ROOTS)}
     with held(

@@ -5,8 +5,46 @@ from __future__ import annotations
 import pytest
 
 from ckptfs.client import waiting
-from ckptfs.errors import CheckpointError, SpecificationError
-from ckptfs.model.records import CheckpointInfo
+from ckptfs.errors import CheckpointError, SpecificationError, UpgradeFailed
+from ckptfs.model.records import CheckpointInfo, StatusInfo
+
+
+def daemon(worker_pid: int, upgrades: int = -1, *, pid: int = 1, note: str = "") -> StatusInfo:
+    named = {"worker_pid": worker_pid, "upgrades": upgrades, "pid": pid, "upgrade_note": note}
+    others = {f: None for f in StatusInfo.__struct_fields__ if f not in named}
+    return StatusInfo(**others, **named)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("before", "now"),
+    [
+        (daemon(10, 2), daemon(11, 3)),
+        (daemon(10, 2), daemon(12, 3)),  # the next one died, and was followed by one of the new version
+        (daemon(10), daemon(11)),  # a holder that does not count
+        (daemon(10), daemon(11, 1)),
+        (daemon(10, 2, pid=1), daemon(11, 0, pid=2)),  # all of it was restarted
+    ],
+)
+def test_upgraded(before: StatusInfo, now: StatusInfo) -> None:
+    assert waiting.upgraded(before, now)
+
+
+@pytest.mark.parametrize("upgrades", [-1, 2])
+def test_not_upgraded_yet(upgrades: int) -> None:
+    assert not waiting.upgraded(daemon(10, upgrades), daemon(10, upgrades))
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "why"),
+    [
+        (daemon(10, 2), daemon(10, 2, note="it is ill"), "it is ill"),
+        (daemon(10), daemon(10, note="it is ill"), "it is ill"),
+        (daemon(10, 2), daemon(11, 2), "process 10 died meanwhile"),
+    ],
+)
+def test_an_upgrade_that_failed(before: StatusInfo, now: StatusInfo, why: str) -> None:
+    with pytest.raises(UpgradeFailed, match=why):
+        waiting.upgraded(before, now)
 
 
 def info(status: str, reason: str = "") -> CheckpointInfo:

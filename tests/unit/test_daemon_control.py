@@ -188,6 +188,7 @@ def status() -> StatusInfo:
         worker_pid=2,
         worker_starts=0,
         upgrades=0,
+        spare_pid=0,
         upgrade_note="",
         started=0.0,
         socket="/x",

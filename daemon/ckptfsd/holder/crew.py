@@ -6,7 +6,10 @@ first one dies, what its readers wait for is not the start of a Python program.
 Upgrade: a second worker starts as a standby and does all that can be done ahead; the old one is paused
 (it lets go of mount and store, and stays); the new one is told to serve. When it is ready the old one
 is told to exit; if it dies or takes too long the old one is told to resume. Requests wait meanwhile.
-A spare is of the version before: it is let go.
+The spare stays until then: it is of the version before, and followed by one of the new version.
+
+Trust: a worker is not more than the one that serves. Until it is told to serve it cannot have anything
+done, and only the one that has the connection registers files on it.
 """
 
 from __future__ import annotations
@@ -38,10 +41,17 @@ _SPARE_AGAIN_SECONDS = 60.0
 # How often it is said that a worker that was killed is still there.
 _STUCK_SECONDS = 30.0
 
+# There is no such program (any more). All else may pass, as a full process table does.
+_NO_PROGRAM = (errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.ENOEXEC)
+
+_BEFORE_IT_SERVES = (State.STARTING, State.PREPARING, State.STANDBY)
+_HAS_THE_CONNECTION = (State.TAKING, State.READY, State.PAUSING)
+_SAID_BEFORE_IT_SERVES = ("hello", "prepared", "failing", "alive")
+
 
 class Crew:
-    """``worker`` serves, or is to; ``next`` is to take its place, now or (a spare) when it dies. ``mount``:
-    what they serve; None while there is none. Both are processes that are alive, or not reaped yet."""
+    """``worker`` serves, or is to; ``spare`` takes its place when it dies, ``next`` now. ``mount``: what they
+    serve; None while there is none. All are processes that are alive, or not reaped yet."""
 
     def __init__(self, options: Options, log: Log, poller: select.poll, *, oom_score: str) -> None:
         self._options = options
@@ -53,53 +63,52 @@ class Crew:
         self._upgrades = 0  # that came to serve
         self._backings = BackingFiles()
         self._dismissed: list[Worker] = []
-        self._spare_at = 0.0  # when a spare is started; 0: one is there, or none is to be
         self._reload_again = False
         self._configuration = ""  # of the worker that was ready last
         self.listener = HeldListener()
         self.mount: Connection | None = None
         self.worker: Worker | None = None
         self.next: Worker | None = None
+        self.spare: Worker | None = None
+        self.spare_at = 0.0  # when watch() starts one; 0: one is there, or none is to be
         self.stopping = False
 
     def members(self) -> list[Worker]:
-        return [w for w in (self.worker, self.next, *self._dismissed) if w is not None]
-
-    @property
-    def upgrading(self) -> bool:
-        return self.next is not None and not self.next.spare
+        return [w for w in (self.worker, self.next, self.spare, *self._dismissed) if w is not None]
 
     # --- Coming and going ------------------------------------------------------------------------------
 
     def start(self) -> Worker | None:
         """The worker that is to serve now, to be introduced with :meth:`introduce`: the spare if there is
         one, else a new process. None: there can be none."""
-        if self.next is not None and self.next.spare:
-            return self.promote()
-        self.worker = self._spawn(self._argv)
-        if self.worker is None and self._argv != self._options.worker:
-            # What the last upgrade was to has been deleted.
-            self._log.warning("going back to the version that the daemon was started with")
-            self._argv = self._options.worker
-            self.worker = self._spawn(self._argv)
+        self.worker = self._take_spare() or self._start_again()
         return self.worker
 
-    def _spawn(self, argv: list[str], *, standby: bool = False, spare: bool = False) -> Worker | None:
+    def _start_again(self) -> Worker | None:
+        try:
+            return self._spawn(self._argv)
+        except OSError as error:
+            if error.errno not in _NO_PROGRAM or self._argv == self._options.worker:
+                return None
+        self._log.warning("going back to the version that the daemon was started with")
+        self._argv = self._options.worker
+        try:
+            return self._spawn(self._argv)
+        except OSError:
+            return None
+
+    def _spawn(self, argv: list[str], *, upgrade: bool = False, spare: bool = False) -> Worker:
         try:
             worker = Worker(
-                argv,
-                standby=standby,
-                spare=spare,
-                start_seconds=self._options.start_seconds,
-                oom_score=self._oom_score,
+                argv, upgrade=upgrade, start_seconds=self._options.start_seconds, oom_score=self._oom_score
             )
         except OSError as error:
             self._log.error("the worker cannot be started", argv=argv, reason=str(error))
-            return None
+            raise
         if not spare:
             self._starts += 1
         self._poller.register(worker.socket, select.POLLIN)
-        self._log.info("worker started", pid=worker.pid, standby=standby, spare=spare)
+        self._log.info("worker started", pid=worker.pid, standby=upgrade or spare, spare=spare)
         return worker
 
     def hang_up(self, worker: Worker) -> None:
@@ -107,10 +116,16 @@ class Crew:
             self._poller.unregister(worker.socket)
             worker.close()
 
+    def introduce(self, worker: Worker) -> None:
+        """Now if it is prepared already, else when it says so (hello, prepared)."""
+        if worker.state is State.STANDBY:
+            self.tell_to_serve(worker)
+
     def tell_to_serve(self, worker: Worker, verb: str = "serve") -> None:
         assert self.mount is not None
-        # In an upgrade nobody serves meanwhile, and another worker can.
-        limit = self._options.pause_seconds if worker is self.next else self._options.start_seconds
+        # One that is prepared has little left to do, nobody serves meanwhile, and another worker can.
+        prepared = worker.state is State.STANDBY
+        limit = self._options.pause_seconds if prepared else self._options.start_seconds
         worker.enter(State.TAKING, within_seconds=limit)
         self._backings.begin()
         mount = self.mount
@@ -127,38 +142,32 @@ class Crew:
         if self.listener.fd >= 0:
             descriptors.append(self.listener.fd)
         if not worker.tell(message, descriptors):
-            worker.kill()
+            self._end(worker)
 
     def tell_to_leave(self, verb: str) -> None:
-        """``exit`` or ``stop``, to whoever has the connection or may get it."""
-        if self.next is not None and (self.stopping or not self.next.spare):
-            self.next.kill()
+        """``exit`` or ``stop``, to the one that has the connection. When the daemon stops all others end."""
+        if self.next is not None:
+            self._end(self.next)
+        if self.stopping:
+            self._dismiss_spare()
         worker = self.worker
         if worker is not None and worker.state is not State.LEAVING:
-            if not worker.tell({"do": verb}):
-                worker.kill()
+            told = worker.tell({"do": verb})
             worker.enter(State.LEAVING, within_seconds=self._options.stop_seconds)
+            if not told:
+                self._end(worker)
 
     def promote(self) -> Worker:
-        """The worker died: the next one has its place, and is to be told when the connection is there for it:
-        :meth:`introduce`. In an upgrade, what is started if it fails is the version before: it has not shown
+        """The worker died in an upgrade: the next one has its place, and is to be told when the connection is
+        there for it: :meth:`introduce`. What is started if it fails is the version before: it has not shown
         yet that it can serve."""
         assert self.next is not None
-        promoted = self.worker = self.next
-        self.next = None
-        if promoted.spare:
-            self._starts += 1
-        promoted.standby = promoted.spare = False
-        return promoted
-
-    def introduce(self, worker: Worker) -> None:
-        """Now if it is prepared already, else when it says so (hello, prepared)."""
-        if worker.state is State.STANDBY:
-            self.tell_to_serve(worker)
+        self.worker, self.next = self.next, None
+        return self.worker
 
     def watch(self, now: float) -> None:
         """End what takes too long, and start the spare when it is time."""
-        if self._spare_at and now >= self._spare_at:
+        if self.spare_at and now >= self.spare_at:
             self._start_spare()
         hang = self._options.hang_seconds
         for worker in self.members():
@@ -170,12 +179,12 @@ class Crew:
                 if silent > hang:
                     self._log.warning("the worker hangs", pid=worker.pid, seconds=round(silent))
                     worker.last_alive = 0.0
-                    self._kill(worker)
+                    self._end(worker)
 
     def _takes_too_long(self, worker: Worker) -> None:
         if worker.killed:
             self._log.error("a worker that was killed does not end: does its disk answer?", pid=worker.pid)
-            self._kill(worker)
+            self._end(worker)
             return
         self._log.warning("the worker takes too long", pid=worker.pid, state=worker.state.value)
         if worker.state is State.PAUSING:  # the upgrade is off, the old one may be well
@@ -183,11 +192,7 @@ class Crew:
             return
         if worker.state is not State.LEAVING:
             worker.reason = self._too_late(worker)
-        self._kill(worker)
-
-    def _kill(self, worker: Worker) -> None:
-        worker.kill()
-        worker.deadline = time.monotonic() + _STUCK_SECONDS
+        self._end(worker)
 
     def _too_late(self, worker: Worker) -> str:
         seconds, name = self._options.start_seconds, "start_timeout_seconds"
@@ -195,52 +200,76 @@ class Crew:
             seconds, name = self._options.pause_seconds, "pause_timeout_seconds"
         return f"the new worker was not ready within {seconds:g} s ([holder] {name})"
 
+    def _end(self, worker: Worker) -> None:
+        """Kill it, and say so if that does not end it."""
+        worker.kill()
+        worker.deadline = time.monotonic() + _STUCK_SECONDS
+
+    def _dismiss(self, worker: Worker) -> None:
+        """Nobody waits for its end."""
+        self.hang_up(worker)
+        self._dismissed.append(worker)
+
     def buried(self, pid: int) -> bool:
         """Was that a worker that was dismissed? Then there is nothing more to do."""
         for worker in self._dismissed:
             if worker.pid == pid:
+                worker.reaped = True
                 self._dismissed.remove(worker)
+                self._log.info("worker ended", pid=pid, how="dismissed", state=worker.state.value)
                 return True
         return False
 
     # --- The spare -------------------------------------------------------------------------------------
 
-    def wanted_at(self) -> float:
-        """When :meth:`watch` is to be called for a spare; 0: there is nothing to do."""
-        return self._spare_at
-
-    def _want_spare(self) -> None:
-        if self._options.spare and self.next is None:
-            self._spare_at = time.monotonic() + _SPARE_AFTER_SECONDS
+    def _plan_spare(self) -> None:
+        if self._options.spare and self.spare is None:
+            self.spare_at = time.monotonic() + _SPARE_AFTER_SECONDS
 
     def _start_spare(self) -> None:
-        self._spare_at = 0.0
+        self.spare_at = 0.0
         serving = self.worker is not None and self.worker.state is State.READY
-        if not serving or self.next is not None or self.stopping:
-            return  # the next worker that is ready asks for one again
-        self.next = self._spawn(self._argv, standby=True, spare=True)
-        if self.next is None:
-            self._spare_at = time.monotonic() + _SPARE_AGAIN_SECONDS
+        if not serving or self.spare is not None or self.next is not None or self.stopping:
+            return  # when the next worker is ready, or an upgrade is over, one is planned again
+        try:
+            self.spare = self._spawn(self._argv, spare=True)
+        except OSError:
+            self.spare_at = time.monotonic() + _SPARE_AGAIN_SECONDS
+
+    def _take_spare(self) -> Worker | None:
+        spare, self.spare = self.spare, None
+        if spare is not None and spare.killed:  # it took too long, and has not ended yet
+            self._dismiss(spare)
+            return None
+        self._starts += spare is not None
+        return spare
 
     def spare_died(self, worker: Worker) -> None:
-        self.next = None
-        if not self.stopping:
-            self._log.warning("no spare worker for now", reason=worker.reason or "it ended")
-            self._spare_at = time.monotonic() + _SPARE_AGAIN_SECONDS
+        self.spare = None
+        self._log.warning("no spare worker for now", reason=worker.reason or "it ended")
+        self.spare_at = time.monotonic() + _SPARE_AGAIN_SECONDS
+        self._tell_of_spare()
 
     def _dismiss_spare(self) -> None:
-        self._spare_at = 0.0
-        if self.next is not None and self.next.spare:
-            self.next.kill()
-            self._dismissed.append(self.next)
-            self.next = None
+        self.spare_at = 0.0
+        spare, self.spare = self.spare, None
+        if spare is not None:
+            spare.enter(State.LEAVING)
+            self._end(spare)
+            self._dismiss(spare)
+
+    def _tell_of_spare(self) -> None:
+        """For `ckptfs status`."""
+        if self.worker is not None and self.worker.state is State.READY:
+            prepared = self.spare is not None and self.spare.state is State.STANDBY
+            self.worker.tell({"do": "spare", "pid": self.spare.pid if self.spare and prepared else 0})
 
     # --- Upgrade ---------------------------------------------------------------------------------------
 
     def reload(self) -> None:
         """Another worker with the configuration as it is now. Where one is being started or is to take over,
         it may have read the configuration already: then once more after that, however often it is asked."""
-        if self.worker is not None and self.worker.state is State.READY and not self.upgrading:
+        if self.worker is not None and self.worker.state is State.READY and self.next is None:
             self.upgrade(None)
         elif not self.stopping and not self._reload_again:
             self._reload_again = True
@@ -252,15 +281,15 @@ class Crew:
             self.upgrade(None)
 
     def upgrade(self, argv: list[str] | None) -> None:
-        if self.stopping or self.upgrading or self.worker is None:
+        if self.stopping or self.next is not None or self.worker is None:
             self._refuse_upgrade("busy: no worker serves, or another upgrade is under way")
         elif self.worker.state is not State.READY:
             self._refuse_upgrade("the worker is not ready")
         else:
-            self._dismiss_spare()
-            self.next = self._spawn(argv or self._argv, standby=True)
-            if self.next is None:
-                self._refuse_upgrade("the new worker cannot be started")
+            try:
+                self.next = self._spawn(argv or self._argv, upgrade=True)
+            except OSError as error:
+                self._refuse_upgrade(f"the new worker cannot be started: {error}")
 
     def upgrade_failed(self, worker: Worker, how: str) -> None:
         """The next worker is dead: the old one goes on."""
@@ -279,7 +308,7 @@ class Crew:
         if old.state in (State.PAUSED, State.PAUSING):
             self.tell_to_serve(old, "resume")
         elif old.state is State.READY:
-            self._want_spare()
+            self._plan_spare()
             self._reload_if_asked()
 
     def _refuse_upgrade(self, why: str) -> None:
@@ -292,7 +321,7 @@ class Crew:
         if self.next is not None:
             self._log.warning("the upgrade failed", reason=why)
             self.next.reason = why
-            self.next.kill()
+            self._end(self.next)
 
     def _prepared(self, worker: Worker) -> None:
         if worker.state is not State.PREPARING:
@@ -301,7 +330,9 @@ class Crew:
         old = self.worker
         if worker is old:  # the one before it died meanwhile
             self.tell_to_serve(worker)
-        elif old is None or worker is not self.next or worker.spare:
+        elif worker is self.spare:
+            self._tell_of_spare()
+        elif old is None or worker is not self.next:
             return
         elif old.state is State.READY:
             old.enter(State.PAUSING, within_seconds=self._options.pause_seconds)
@@ -323,21 +354,22 @@ class Crew:
             return ""  # told to leave meanwhile
         worker.enter(State.READY)
         worker.ready_at = time.monotonic()
-        self._upgrades += worker.upgrade
-        worker.upgrade = False
         self._argv = worker.argv
         self._configuration = configuration
         if worker is self.next and self.worker is not None:
             old, self.worker, self.next = self.worker, worker, None
-            worker.standby = False
             self._log.info("upgraded", pid=worker.pid, before=old.pid)
-            old.tell({"do": "exit"})  # it has let go of everything, so nobody waits for its end
+            old.tell({"do": "exit"})  # it has let go of everything
             old.enter(State.LEAVING, within_seconds=self._options.stop_seconds)
-            self.hang_up(old)
-            self._dismissed.append(old)
+            self._dismiss(old)
         else:
             self._log.info("worker ready", pid=worker.pid, starts=self._starts, notes=notes)
-        self._want_spare()
+        if worker.upgrade:
+            self._upgrades += 1
+            worker.upgrade = False
+            self._dismiss_spare()  # of the version before
+        self._plan_spare()
+        self._tell_of_spare()
         self._reload_if_asked()
         return READY
 
@@ -349,7 +381,7 @@ class Crew:
             received = wire.receive(worker.socket)
         except (OSError, ValueError) as error:
             self._log.error("a message that is none", pid=worker.pid, reason=str(error))
-            worker.kill()
+            self._end(worker)
             return ""
         if received is None:
             # Its end is closed: it is about to be reaped, or it is of no use any more.
@@ -368,12 +400,11 @@ class Crew:
 
     def _obey(self, worker: Worker, message: wire.Message, descriptors: list[int]) -> str:
         verb = message["do"]
-        if verb == "hello":
-            if worker.standby:
-                worker.enter(State.PREPARING, within_seconds=self._options.start_seconds)
-                worker.tell({"do": "standby", "native": len(self._backings), "spare": worker.spare})
-            elif self.worker is worker and not self.stopping:
-                self.tell_to_serve(worker)
+        if worker.state in _BEFORE_IT_SERVES and verb not in _SAID_BEFORE_IT_SERVES:
+            state = worker.state.value
+            self._log.error("a message out of turn", pid=worker.pid, verb=verb, state=state)
+        elif verb == "hello":
+            self._greeted(worker)
         elif verb == "prepared":
             self._prepared(worker)
         elif verb == "ready":
@@ -384,7 +415,8 @@ class Crew:
         elif verb in ("open", "close", "keep"):
             self._registration(worker, verb, message, descriptors)
         elif verb == "listener":
-            self.listener.take(str(message["path"]), message["inode"], descriptors)
+            if worker.state in _HAS_THE_CONNECTION:
+                self.listener.take(str(message["path"]), message["inode"], descriptors)
         elif verb == "failing":
             worker.reason = str(message["error"])[:_REASON_LENGTH]
         elif verb == "alive":
@@ -398,11 +430,21 @@ class Crew:
             self._log.error("an unknown message", pid=worker.pid, verb=verb)
         return ""
 
+    def _greeted(self, worker: Worker) -> None:
+        if worker.state is not State.STARTING:
+            return
+        if worker in (self.next, self.spare):
+            worker.enter(State.PREPARING, within_seconds=self._options.start_seconds)
+            native = len(self._backings)
+            worker.tell({"do": "standby", "native": native, "spare": worker is self.spare})
+        elif worker is self.worker and not self.stopping:
+            self.tell_to_serve(worker)
+
     # --- Backing files ---------------------------------------------------------------------------------
 
     def _registration(self, worker: Worker, verb: str, message: wire.Message, descriptors: list[int]) -> None:
-        """Of a worker that leaves a lost connection nothing is taken: its ids mean nothing on this one."""
-        mount = self.mount if worker.state is not State.LEAVING else None
+        """From one that leaves a lost connection nothing is taken: its ids mean nothing on this one."""
+        mount = self.mount if worker.state in _HAS_THE_CONNECTION else None
         if verb == "open":
             answer: wire.Message = {"do": "opened", "id": wire.number(message["id"])}
             try:

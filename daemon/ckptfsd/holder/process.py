@@ -82,12 +82,14 @@ class Holder:
         """Until there is no worker, and none is to be."""
         while self._crew.worker is not None or self._crew.next is not None or self._start_at:
             ready = {fd for fd, _ in self._poller.poll(self._wait_seconds() * 1000)}
+            # Before anything else: what is done now may close a socket, and open another with its number.
+            said = [worker for worker in self._crew.members() if worker.socket.fileno() in ready]
             if mount_table in ready:
                 self._look_at = 0.0
             if wake in ready:
                 self._take_signals(os.read(wake, 64))
-            for worker in self._crew.members():
-                if worker.socket.fileno() in ready:
+            for worker in said:
+                if worker.socket.fileno() >= 0:
                     self._do(self._crew.take_message(worker))
             self._reap()
             self._look_at_times()
@@ -110,8 +112,8 @@ class Holder:
             times.append(now + self._manager.watchdog_seconds / 3)
         if self._start_at:
             times.append(self._start_at)
-        if self._crew.wanted_at():
-            times.append(self._crew.wanted_at())
+        if self._crew.spare_at:
+            times.append(self._crew.spare_at)
         times += [worker.deadline for worker in self._crew.members() if worker.deadline]
         return max(0.0, min(times) - now)
 
@@ -156,6 +158,8 @@ class Holder:
             self._give_up_requests(death)
         if worker is not None:
             self._crew.introduce(worker)
+        elif self._stopping:
+            return
         elif self._was_ready:
             self._start_again(Death(-1.0, False))
         else:
@@ -193,11 +197,11 @@ class Holder:
         expected = worker.state is State.LEAVING
         say = self._log.info if expected else self._log.warning
         say("worker ended", pid=worker.pid, how=how, state=worker.state.value)
+        if worker is self._crew.spare:
+            self._crew.spare_died(worker)
+            return
         if worker is self._crew.next:
-            if worker.spare:
-                self._crew.spare_died(worker)
-            else:
-                self._crew.upgrade_failed(worker, how)
+            self._crew.upgrade_failed(worker, how)
             return
         self._crew.worker = None
         if self._stopping:
@@ -213,7 +217,7 @@ class Holder:
             self._replace(Death(worker.ready_seconds, killed=code == -signal.SIGKILL))
 
     def _replace(self, death: Death) -> None:
-        if not self._crew.upgrading:
+        if self._crew.next is None:
             self._start_again(death)
             return
         self._restarts.died(death)

@@ -29,7 +29,9 @@ serve            protocol, connection, starts,  take the mount over; descriptors
                                                 ``listener`` (if there is one): path, inode;
                                                 ``configuration``: of the worker that was ready last
 standby          native, spare                  prepare, say so and wait for ``serve``. ``native``: how many
-                                                files are open past the daemon; ``spare``: it may be long
+                                                files are open past the daemon; ``spare``: to serve when the
+                                                one that serves dies, which may be in weeks
+spare            pid                            another worker waits for the death of this one (0: none does)
 pause                                           let go of mount and store, say so and wait
 resume                                          the other could not start: serve again (as ``serve``)
 exit                                            end; the mount stays

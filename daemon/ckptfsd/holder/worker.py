@@ -36,17 +36,12 @@ class State(Enum):
 
 
 class Worker:
-    """``standby``: started to take over from one that serves; ``spare``: when that one dies; ``upgrade``:
-    now, and it has not been ready yet. ``deadline``: when it is killed if its state
-    is still the same (monotonic; 0: never)."""
+    """``upgrade``: it was started for one, and has not been ready yet. ``deadline``: when it is killed if its
+    state is still the same (monotonic; 0: never)."""
 
-    def __init__(
-        self, argv: list[str], *, standby: bool, spare: bool, start_seconds: float, oom_score: str
-    ) -> None:
+    def __init__(self, argv: list[str], *, upgrade: bool, start_seconds: float, oom_score: str) -> None:
         self.argv = argv
-        self.standby = standby
-        self.spare = spare
-        self.upgrade = standby and not spare
+        self.upgrade = upgrade
         self.state = State.STARTING
         self.ready_at = 0.0
         self.last_alive = 0.0
