@@ -43,7 +43,12 @@ class Holder:
     def tell_to_serve(self, worker: Worker) -> None:
         order = {"do": "serve", "protocol": wire.PROTOCOL, "starts": 0, "upgrades": 0}
         order["connection"] = self.connection.described()
-        wire.send(worker.socket, order, [self.connection.fuse_fd, self.connection.modes_fd])
+        descriptors = [self.connection.fuse_fd, self.connection.modes_fd]
+        kept = [w.listener for w in self.workers if w.listener]
+        if kept:
+            order["listener"], fd = kept[-1]
+            descriptors.append(fd)
+        wire.send(worker.socket, order, descriptors)
 
     def close(self) -> None:
         for worker in self.workers:
@@ -65,6 +70,8 @@ class Worker:
                 stderr=log,
             )
 
+        self.listener: tuple[dict[str, Any], int] | None = None
+
     def hear(self) -> dict[str, Any]:
         """The next message that is no heartbeat; files are registered for nobody."""
         while True:
@@ -72,14 +79,23 @@ class Worker:
             received = wire.receive(self.socket)
             assert received is not None, self.log.read_text()
             message, descriptors = received
+            if message["do"] == "listener":
+                self.listener = ({k: message[k] for k in ("path", "inode")}, descriptors.pop())
             wire.close_all(descriptors)
             if message["do"] == "open":
                 wire.send(self.socket, {"do": "opened", "id": message["id"], "error": 1})
             elif message["do"] not in ("alive", "keep", "close", "listener"):
                 return message
 
-    def close(self) -> None:
+    def hang_up(self) -> None:
+        """As the holder's death does."""
         self.socket.close()
+        if self.listener:
+            os.close(self.listener[1])
+            self.listener = None
+
+    def close(self) -> None:
+        self.hang_up()
         self.process.kill()
         self.process.wait()
 
@@ -119,7 +135,7 @@ def test_a_holder_that_dies_between_pause_and_serve_takes_nobody_along(holder: H
     if told:
         holder.tell_to_serve(new)
     for worker in (old, new):
-        worker.socket.close()
+        worker.hang_up()
     until(lambda: old.process.poll() is not None or new.process.poll() is not None, "one ends")
     path = holder.folder / "mnt" / "model" / "f"
     until(lambda: holder.client.status().mounted, "the other one serves")
