@@ -75,8 +75,8 @@ def cli() -> None:
 def run_command(config: str | None, **values: Any) -> None:
     """Run in the foreground until SIGTERM (the default command).
 
-    With a mount these are two processes: a small one that holds the mount, and a worker that serves it and
-    is started again when it dies. SIGHUP replaces the worker, with the configuration as it is then.
+    With a mount these are a small process that holds it, a worker that serves it, and a second worker that
+    takes over when the first one dies. SIGHUP replaces the worker, with the configuration as it is then.
     """
     effective = _load(config, values)
     from ckptfsd import launch

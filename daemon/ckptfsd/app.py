@@ -1,7 +1,8 @@
 """The one place where the concrete parts meet, and the order in which they start and stop.
 
-With a mount the daemon is two processes: the holder (ckptfsd.holder), which this one becomes, and a worker
-(ckptfsd.worker), which is a :class:`Daemon` on the holder's connection. Without one it is a Daemon alone.
+With a mount the daemon is the holder (ckptfsd.holder), which this process becomes, and workers
+(ckptfsd.worker), of which one is a :class:`Daemon` on the holder's connection. Without a mount it is a
+Daemon alone.
 
 Start: store (locked, checked, recovered), control socket (whoever connects now waits), engine, mount,
 control interface, "ready". Each step that fails undoes those before it, and says one line.

@@ -90,7 +90,7 @@ class HolderSection(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fi
     # Starts in a row that fail, after which what waits gets EIO and pauses between starts grow.
     failed_starts: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 5
     slowest_restart_seconds: Seconds = 15.0
-    # A second worker waits, prepared, for the death of the one that serves: some 50 MB for half a second.
+    # A second worker waits, prepared, for the death of the one that serves: some 40 MB for half a second.
     spare_worker: bool = True
 
 
