@@ -109,7 +109,9 @@ class Node:
         return count
 
     def deaths(self, how: str = "SIGKILL") -> int:
-        return sum(r["how"] == how for r in self.events("worker ended"))
+        """Without those that were to end, as a spare of the version before."""
+        ended = self.events("worker ended")
+        return sum(r["how"] == how and r["state"] != "leaving" for r in ended)
 
     # --- What it holds ---------------------------------------------------------------------------------
 

@@ -18,7 +18,7 @@ from survival import checkpoint, every_kind, node, readers
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="the daemon mounts, which needs root")
 
 #: A worker that another one followed, or a spare of the version before.
-DISMISSED = {("dismissed", "leaving")}
+DISMISSED = {("status 0", "leaving"), ("SIGKILL", "leaving")}
 
 
 def test_a_reload_during_the_first_start_does_not_end_the_daemon(tmp_path: Path) -> None:
@@ -68,6 +68,6 @@ def test_a_version_that_cannot_serve_is_not_kept_because_the_old_worker_died(tmp
         for name in every_kind():
             assert serving.read("model", name) == (source / name).read_bytes(), name
         asked.join()
-        ends = [r["how"] for r in serving.events("worker ended") if r["how"] != "dismissed"]
+        ends = [r["how"] for r in serving.events("worker ended") if r["state"] != "leaving"]
         assert ends == ["SIGKILL", "SIGABRT"], "the other version had its chance, once"
         assert serving.events("requests were given up (EIO)") == []

@@ -210,13 +210,13 @@ class Crew:
         self.hang_up(worker)
         self._dismissed.append(worker)
 
-    def buried(self, pid: int) -> bool:
+    def buried(self, pid: int, how: str) -> bool:
         """Was that a worker that was dismissed? Then there is nothing more to do."""
         for worker in self._dismissed:
             if worker.pid == pid:
                 worker.reaped = True
                 self._dismissed.remove(worker)
-                self._log.info("worker ended", pid=pid, how="dismissed", state=worker.state.value)
+                self._log.info("worker ended", pid=pid, how=how, state=worker.state.value)
                 return True
         return False
 

@@ -183,17 +183,19 @@ class Holder:
                 return
             if pid == 0:
                 return
-            if not self._crew.buried(pid):
-                for worker in self._crew.members():
-                    if worker.pid == pid:
-                        worker.reaped = True
-                        self._died(worker, os.waitstatus_to_exitcode(status))
+            code = os.waitstatus_to_exitcode(status)
+            if self._crew.buried(pid, _how(code)):
+                continue
+            for worker in self._crew.members():
+                if worker.pid == pid:
+                    worker.reaped = True
+                    self._died(worker, code)
 
     def _died(self, worker: Worker, code: int) -> None:
         while wire.has_message(worker.socket):  # what it said last
             self._do(self._crew.take_message(worker))
         self._crew.hang_up(worker)
-        how = signal.Signals(-code).name if code < 0 else f"status {code}"
+        how = _how(code)
         expected = worker.state is State.LEAVING
         say = self._log.info if expected else self._log.warning
         say("worker ended", pid=worker.pid, how=how, state=worker.state.value)
@@ -299,6 +301,10 @@ class Holder:
             return
         self._unmount(held)
         self._log.info("unmounted", mount=held.mount)
+
+
+def _how(code: int) -> str:
+    return signal.Signals(-code).name if code < 0 else f"status {code}"
 
 
 def main() -> None:
