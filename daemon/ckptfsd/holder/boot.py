@@ -4,7 +4,10 @@ import os
 import sys
 
 if __name__ == "__main__":
-    sys.path[:0] = os.environ.pop("CKPTFSD_HOLDER_ROOTS").split(":")
+    roots = os.environ.pop("CKPTFSD_HOLDER_ROOTS", "")
+    if not roots:
+        sys.exit("ckptfsd holder: error: it is started by `ckptfsd run`, not by hand")
+    sys.path[:0] = roots.split(":")
     from ckptfsd.holder.process import main
 
     main()

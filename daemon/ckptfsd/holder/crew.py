@@ -8,14 +8,12 @@ Upgrade: a second worker starts as a standby and does all that can be done ahead
 is told to exit; if it dies or takes too long the old one is told to resume. Requests wait meanwhile.
 The spare stays until then: it is of the version before, and followed by one of the new version.
 
-Trust: a worker is not more than the one that serves. Until it is told to serve it cannot have anything
-done, and only the one that has the connection registers files on it.
+What they say comes by way of :mod:`ckptfsd.holder.messages`.
 """
 
 from __future__ import annotations
 
 import errno
-import os
 import select
 import time
 
@@ -27,12 +25,6 @@ from ckptfsd.holder.log import Log
 from ckptfsd.holder.options import Options
 from ckptfsd.holder.worker import State, Worker
 
-# What a worker asks for that concerns more than the workers; the holder's loop does it.
-READY, STOP, LOST = "ready", "stop", "lost"
-
-# Of the reason of a failure, which goes on to the other worker, where it must fit into a message.
-_REASON_LENGTH = 4000
-
 # A spare is started when a worker has served for a moment: whoever waited for that one comes first. And one
 # that could not be prepared is tried again, but not so often that its tries cost the one that serves.
 _SPARE_AFTER_SECONDS = 0.25
@@ -43,10 +35,6 @@ _STUCK_SECONDS = 30.0
 
 # There is no such program (any more). All else may pass, as a full process table does.
 _NO_PROGRAM = (errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.ENOEXEC)
-
-_BEFORE_IT_SERVES = (State.STARTING, State.PREPARING, State.STANDBY)
-_HAS_THE_CONNECTION = (State.TAKING, State.READY, State.PAUSING)
-_SAID_BEFORE_IT_SERVES = ("hello", "prepared", "failing", "alive")
 
 
 class Crew:
@@ -61,7 +49,7 @@ class Crew:
         self._argv = options.worker
         self._starts = 0
         self._upgrades = 0  # that came to serve
-        self._backings = BackingFiles()
+        self.backings = BackingFiles()
         self._dismissed: list[Worker] = []
         self._reload_again = False
         self._configuration = ""  # of the worker that was ready last
@@ -116,6 +104,16 @@ class Crew:
             self._poller.unregister(worker.socket)
             worker.close()
 
+    def greeted(self, worker: Worker) -> None:
+        if worker.state is not State.STARTING:
+            return
+        if worker in (self.next, self.spare):
+            worker.enter(State.PREPARING, within_seconds=self._options.start_seconds)
+            native = len(self.backings)
+            worker.tell({"do": "standby", "native": native, "spare": worker is self.spare})
+        elif worker is self.worker and not self.stopping:
+            self.tell_to_serve(worker)
+
     def introduce(self, worker: Worker) -> None:
         """Now if it is prepared already, else when it says so (hello, prepared)."""
         if worker.state is State.STANDBY:
@@ -127,7 +125,7 @@ class Crew:
         prepared = worker.state is State.STANDBY
         limit = self._options.pause_seconds if prepared else self._options.start_seconds
         worker.enter(State.TAKING, within_seconds=limit)
-        self._backings.begin()
+        self.backings.begin()
         mount = self.mount
         message = {
             "do": verb,
@@ -142,12 +140,12 @@ class Crew:
         if self.listener.fd >= 0:
             descriptors.append(self.listener.fd)
         if not worker.tell(message, descriptors):
-            self._end(worker)
+            self.end(worker)
 
     def tell_to_leave(self, verb: str) -> None:
         """``exit`` or ``stop``, to the one that has the connection. When the daemon stops all others end."""
         if self.next is not None:
-            self._end(self.next)
+            self.end(self.next)
         if self.stopping:
             self._dismiss_spare()
         worker = self.worker
@@ -155,7 +153,7 @@ class Crew:
             told = worker.tell({"do": verb})
             worker.enter(State.LEAVING, within_seconds=self._options.stop_seconds)
             if not told:
-                self._end(worker)
+                self.end(worker)
 
     def promote(self) -> Worker:
         """The worker died in an upgrade: the next one has its place, and is to be told when the connection is
@@ -179,12 +177,12 @@ class Crew:
                 if silent > hang:
                     self._log.warning("the worker hangs", pid=worker.pid, seconds=round(silent))
                     worker.last_alive = 0.0
-                    self._end(worker)
+                    self.end(worker)
 
     def _takes_too_long(self, worker: Worker) -> None:
         if worker.killed:
             self._log.error("a worker that was killed does not end: does its disk answer?", pid=worker.pid)
-            self._end(worker)
+            self.end(worker)
             return
         self._log.warning("the worker takes too long", pid=worker.pid, state=worker.state.value)
         if worker.state is State.PAUSING:  # the upgrade is off, the old one may be well
@@ -192,7 +190,7 @@ class Crew:
             return
         if worker.state is not State.LEAVING:
             worker.reason = self._too_late(worker)
-        self._end(worker)
+        self.end(worker)
 
     def _too_late(self, worker: Worker) -> str:
         seconds, name = self._options.start_seconds, "start_timeout_seconds"
@@ -200,7 +198,7 @@ class Crew:
             seconds, name = self._options.pause_seconds, "pause_timeout_seconds"
         return f"the new worker was not ready within {seconds:g} s ([holder] {name})"
 
-    def _end(self, worker: Worker) -> None:
+    def end(self, worker: Worker) -> None:
         """Kill it, and say so if that does not end it."""
         worker.kill()
         worker.deadline = time.monotonic() + _STUCK_SECONDS
@@ -255,7 +253,7 @@ class Crew:
         spare, self.spare = self.spare, None
         if spare is not None:
             spare.enter(State.LEAVING)
-            self._end(spare)
+            self.end(spare)
             self._dismiss(spare)
 
     def _tell_of_spare(self) -> None:
@@ -321,9 +319,9 @@ class Crew:
         if self.next is not None:
             self._log.warning("the upgrade failed", reason=why)
             self.next.reason = why
-            self._end(self.next)
+            self.end(self.next)
 
-    def _prepared(self, worker: Worker) -> None:
+    def prepared(self, worker: Worker) -> None:
         if worker.state is not State.PREPARING:
             return  # told to leave meanwhile
         worker.enter(State.STANDBY)
@@ -340,7 +338,7 @@ class Crew:
         else:
             self._end_upgrade("the old worker is not ready")
 
-    def _paused(self, worker: Worker) -> None:
+    def paused(self, worker: Worker) -> None:
         if worker.state is not State.PAUSING:
             return  # told to resume meanwhile
         worker.enter(State.PAUSED)
@@ -349,9 +347,9 @@ class Crew:
         else:
             self.tell_to_serve(worker, "resume")
 
-    def _ready(self, worker: Worker, notes: str, configuration: str) -> str:
+    def ready(self, worker: Worker, notes: str, configuration: str) -> bool:
         if worker.state is not State.TAKING:
-            return ""  # told to leave meanwhile
+            return False  # told to leave meanwhile
         worker.enter(State.READY)
         worker.ready_at = time.monotonic()
         self._argv = worker.argv
@@ -371,96 +369,10 @@ class Crew:
         self._plan_spare()
         self._tell_of_spare()
         self._reload_if_asked()
-        return READY
+        return True
 
-    # --- Messages --------------------------------------------------------------------------------------
-
-    def take_message(self, worker: Worker) -> str:
-        """Answers what is left to do for the holder: READY, STOP, LOST or nothing."""
-        try:
-            received = wire.receive(worker.socket)
-        except (OSError, ValueError) as error:
-            self._log.error("a message that is none", pid=worker.pid, reason=str(error))
-            self._end(worker)
-            return ""
-        if received is None:
-            # Its end is closed: it is about to be reaped, or it is of no use any more.
-            self.hang_up(worker)
-            worker.deadline = worker.deadline or time.monotonic() + self._options.stop_seconds
-            return ""
-        message, descriptors = received
-        try:
-            return self._obey(worker, message, descriptors)
-        except (KeyError, TypeError, ValueError) as error:
-            verb = message["do"]
-            self._log.error("a message with a wrong field", pid=worker.pid, verb=verb, reason=str(error))
-            return ""
-        finally:
-            wire.close_all(descriptors)
-
-    def _obey(self, worker: Worker, message: wire.Message, descriptors: list[int]) -> str:
-        verb = message["do"]
-        if worker.state in _BEFORE_IT_SERVES and verb not in _SAID_BEFORE_IT_SERVES:
-            state = worker.state.value
-            self._log.error("a message out of turn", pid=worker.pid, verb=verb, state=state)
-        elif verb == "hello":
-            self._greeted(worker)
-        elif verb == "prepared":
-            self._prepared(worker)
-        elif verb == "ready":
-            configuration = str(message.get("configuration", ""))
-            return self._ready(worker, str(message.get("notes", "")), configuration)
-        elif verb == "paused":
-            self._paused(worker)
-        elif verb in ("open", "close", "keep"):
-            self._registration(worker, verb, message, descriptors)
-        elif verb == "listener":
-            if worker.state in _HAS_THE_CONNECTION:
-                self.listener.take(str(message["path"]), message["inode"], descriptors)
-        elif verb == "failing":
-            worker.reason = str(message["error"])[:_REASON_LENGTH]
-        elif verb == "alive":
-            worker.last_alive = time.monotonic()
-        elif verb == "upgrade":
-            argv = message.get("argv")
-            self.upgrade([str(word) for word in argv] if argv else None)
-        elif verb in (STOP, LOST):
-            return str(verb)
-        else:
-            self._log.error("an unknown message", pid=worker.pid, verb=verb)
-        return ""
-
-    def _greeted(self, worker: Worker) -> None:
-        if worker.state is not State.STARTING:
-            return
-        if worker in (self.next, self.spare):
-            worker.enter(State.PREPARING, within_seconds=self._options.start_seconds)
-            native = len(self._backings)
-            worker.tell({"do": "standby", "native": native, "spare": worker is self.spare})
-        elif worker is self.worker and not self.stopping:
-            self.tell_to_serve(worker)
-
-    # --- Backing files ---------------------------------------------------------------------------------
-
-    def _registration(self, worker: Worker, verb: str, message: wire.Message, descriptors: list[int]) -> None:
-        """From one that leaves a lost connection nothing is taken: its ids mean nothing on this one."""
-        mount = self.mount if worker.state in _HAS_THE_CONNECTION else None
-        if verb == "open":
-            answer: wire.Message = {"do": "opened", "id": wire.number(message["id"])}
-            try:
-                if mount is None:
-                    raise OSError(errno.ENOTCONN, os.strerror(errno.ENOTCONN))
-                answer["backing"] = self._backings.register(mount.fuse_fd, descriptors)
-            except OSError as error:
-                answer["error"] = error.errno
-            if not worker.tell(answer) and mount is not None and "backing" in answer:
-                self._backings.free(mount.fuse_fd, answer["backing"])
-        elif mount is not None and verb == "close":
-            self._backings.free(mount.fuse_fd, wire.number(message["backing"], bits=31))
-        elif mount is not None:
-            kept = [wire.number(value, bits=31) for value in message["backings"]]
-            self._backings.keep(mount.fuse_fd, kept, more=bool(message["more"]))
+    # --- The connection --------------------------------------------------------------------------------
 
     def forget_backings(self) -> None:
         """The connection ended, and they with it."""
-        self._backings.clear()
+        self.backings.clear()

@@ -21,9 +21,10 @@ import time
 
 from ckptfs.errors import MountError
 from ckptfs.fuse.connection import Connection
-from ckptfsd.holder import crew, mount, wire
+from ckptfsd.holder import messages, mount, wire
 from ckptfsd.holder.crew import Crew
 from ckptfsd.holder.log import Log
+from ckptfsd.holder.messages import Messages
 from ckptfsd.holder.options import OPTIONS, Options, parse
 from ckptfsd.holder.pending import give_up
 from ckptfsd.holder.policy import Death, Restarts
@@ -45,6 +46,7 @@ class Holder:
         self._log = Log(options.log_format)
         self._poller = select.poll()
         self._crew = Crew(options, self._log, self._poller, oom_score=protect_from_oom())
+        self._messages = Messages(self._crew, options, self._log)
         self._restarts = Restarts(
             failed_starts=options.failed_starts, slowest_seconds=options.slowest_seconds
         )
@@ -90,7 +92,7 @@ class Holder:
                 self._take_signals(os.read(wake, 64))
             for worker in said:
                 if worker.socket.fileno() >= 0:
-                    self._do(self._crew.take_message(worker))
+                    self._do(self._messages.take(worker))
             self._reap()
             self._look_at_times()
 
@@ -130,11 +132,11 @@ class Holder:
                 self._crew.reload()
 
     def _do(self, what: str) -> None:
-        if what == crew.READY and self._crew.mount is not None:
+        if what == messages.READY and self._crew.mount is not None:
             self._manager.say(READY=1, STATUS=f"serving {self._crew.mount.mount}")
-        elif what == crew.STOP:
+        elif what == messages.STOP:
             self._stop()
-        elif what == crew.LOST:
+        elif what == messages.LOST:
             self._look_at_mount()
 
     def _look_at_times(self) -> None:
@@ -193,7 +195,7 @@ class Holder:
 
     def _died(self, worker: Worker, code: int) -> None:
         while wire.has_message(worker.socket):  # what it said last
-            self._do(self._crew.take_message(worker))
+            self._do(self._messages.take(worker))
         self._crew.hang_up(worker)
         how = _how(code)
         expected = worker.state is State.LEAVING
