@@ -6,10 +6,11 @@ import contextlib
 import hashlib
 import json
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+
+from talking import talking
 
 _READER = str(Path(__file__).parent.parent / "fuse" / "reader.py")
 
@@ -45,20 +46,10 @@ class HeldOpen:
 
 @contextlib.contextmanager
 def held_open(path: str) -> Iterator[HeldOpen]:
-    process = subprocess.Popen(
-        [sys.executable, _READER, "hold", path], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
-    try:
+    with talking(_READER, "hold", path) as process:
         held = HeldOpen(process)
         assert held.answer() == "open"
         yield held
-    finally:
-        process.kill()
-        process.wait()
-        for pipe in (process.stdin, process.stdout):
-            if pipe:
-                with contextlib.suppress(BrokenPipeError):
-                    pipe.close()
 
 
 def sha256(content: bytes) -> str:

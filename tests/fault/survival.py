@@ -14,6 +14,7 @@ from typing import Any
 
 from bare_daemon import children
 from daemon_process import Daemon, running, until, write_tree
+from talking import talking
 
 from ckptfs.store import SMALL_FILE_BYTES
 from ckptfs.testing.checkpoints import noise
@@ -194,25 +195,11 @@ class Readers:
 
 @contextlib.contextmanager
 def readers(root: str, source: Path, count: int, *, pause: float = 0.05) -> Iterator[Readers]:
-    process = subprocess.Popen(
-        [sys.executable, "-S", _READERS, root, str(source), str(count), str(pause)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    try:
+    words = (_READERS, root, str(source), str(count), str(pause))
+    with talking("-S", *words, session=True) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "reading\n"
         yield Readers(process)
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)  # a session of our own making
-        process.wait()
-        for pipe in (process.stdin, process.stdout):
-            if pipe:
-                with contextlib.suppress(BrokenPipeError):
-                    pipe.close()
 
 
 def not_longer(report: dict[str, Any], seconds: float = PAUSE_SECONDS) -> None:

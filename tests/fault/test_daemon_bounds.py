@@ -14,6 +14,7 @@ import pytest
 from daemon_process import until
 from open_many import path_of
 from survival import Node, checkpoint, every_kind, node, say
+from talking import talking
 
 from ckptfs.store import SMALL_FILE_BYTES
 
@@ -60,25 +61,15 @@ class Openers:
 
 @contextlib.contextmanager
 def openers(folder: str, files: int, *, each: int = PER_PROCESS) -> Iterator[Openers]:
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-S", OPEN_MANY, folder, str(first), str(min(each, files - first))],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
+    with contextlib.ExitStack() as stack:
+        yield Openers(
+            [
+                stack.enter_context(
+                    talking("-S", OPEN_MANY, folder, str(first), str(min(each, files - first)))
+                )
+                for first in range(0, files, each)
+            ]
         )
-        for first in range(0, files, each)
-    ]
-    try:
-        yield Openers(processes)
-    finally:
-        for process in processes:
-            process.kill()
-            process.wait()
-            for pipe in (process.stdin, process.stdout):
-                if pipe:
-                    with contextlib.suppress(BrokenPipeError):
-                        pipe.close()
 
 
 def all_closed(serving: Node) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from mirror_worker import read_stats
+from talking import talking
 
 import ckptfs
 import ckptfsd
@@ -208,18 +209,8 @@ def held(
 @contextlib.contextmanager
 def reader(*arguments: str) -> Iterator[subprocess.Popen[str]]:
     """A process of reader.py; what it writes is one JSON object at its end."""
-    process = subprocess.Popen(
-        [sys.executable, READER, *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
-    try:
+    with talking(READER, *arguments) as process:
         yield process
-    finally:
-        process.kill()
-        process.wait()
-        for pipe in (process.stdin, process.stdout):
-            if pipe:
-                with contextlib.suppress(BrokenPipeError):
-                    pipe.close()
 
 
 def result(process: subprocess.Popen[str]) -> dict[str, Any]:
