@@ -91,11 +91,11 @@ def upgraded(before: StatusInfo, now: StatusInfo) -> bool:
     counted = now.upgrades >= 0 and before.upgrades >= 0 and now.pid == before.pid
     if now.upgrades > before.upgrades if counted else another:
         return True
-    if not another and not now.upgrade_note:
+    if not another and not now.upgrade_note and now.pid == before.pid:
         return False
-    # Another worker that is no upgrade: a start after a death.
-    died = f"process {before.worker_pid} died meanwhile, as the daemon's log says"
-    why = now.upgrade_note or died
+    # Another worker that is no upgrade followed a death; the same one, now its own holder, has lost that.
+    who = before.worker_pid if another else before.pid
+    why = now.upgrade_note or f"process {who} died meanwhile, as the daemon's log says"
     raise UpgradeFailed(
         f"the upgrade failed: {why}; version {now.version} (process {now.worker_pid}) serves as before"
     )

@@ -20,7 +20,7 @@ from ckptfs.fuse import device, init_reply, kernel_mount, mountinfo, mountpoint,
 
 # Of the modes table, which is only made here; mode_table knows what is in it and checks that the size is
 # one that it can use. (That module is not imported: it would cost a megabyte.)
-MODES_BYTES = 8 * (3 + 2 * 262_144)
+MODES_BYTES = 8 * (5 + 2 * 262_144)
 
 
 class Terms(NamedTuple):
@@ -49,6 +49,7 @@ class Connection(NamedTuple):
     passthrough: bool = True  # was asked for; `offered` says whether the kernel can
     resend: bool = True  # a worker that dies can be followed by another one
     notes: str = ""
+    shows: str = ""  # the path of the store whose files are there, as far as the caller says
 
     def described(self) -> dict[str, Any]:
         """Everything but the descriptors, as JSON; :func:`from_description` is the way back."""
@@ -59,6 +60,7 @@ class Connection(NamedTuple):
             "passthrough": self.passthrough,
             "resend": self.resend,
             "notes": self.notes,
+            "shows": self.shows,
         }
 
     def lost(self) -> str:
@@ -157,6 +159,7 @@ def from_description(facts: dict[str, Any], fuse_fd: int, modes_fd: int) -> Conn
         passthrough=bool(facts["passthrough"]),
         resend=bool(facts["resend"]),
         notes=str(facts["notes"]),
+        shows=str(facts.get("shows", "")),
     )
 
 

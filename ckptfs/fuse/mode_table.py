@@ -6,8 +6,9 @@ Nothing is ever written to a disk.
 
 Format (native byte order; never leaves the machine, nor the connection):
 
-- word 0: the magic "ckptfsm" and version 1; word 1: how many slots there are; word 2: how many of them
-  were ever used, raised before the first use of a slot (so a start need not look at the others);
+- word 0: the magic "ckptfsm" and version 2; word 1: how many slots there are; word 2: how many of them
+  were ever used, raised before the first use of a slot (so a start need not look at the others); words 3
+  and 4: which store the inodes are of (two numbers of the store's; 0 and 0: nobody has served yet);
 - then the slots, two words of 8 bytes each: the inode (0: free), and ``mode << 62 | handles << 32 |
   backing id``.
 
@@ -22,10 +23,10 @@ import os
 
 from ckptfs.fuse.modes import Held, Mode, no_room
 
-_MAGIC = int.from_bytes(b"ckptfsm\x01", "little")
-_HEADER_WORDS = 3
+_MAGIC = int.from_bytes(b"ckptfsm\x02", "little")
+_HEADER_WORDS = 5
 _SLOT_WORDS = 2
-_USED = 2
+_USED, _STORE = 2, 3
 
 # Files open at a time, of all checkpoints; one more gets ENFILE. 4 MiB, of which only what was used once
 # takes memory.
@@ -78,6 +79,15 @@ class ModeTable:
                 found[inode] = held
                 self._at[inode] = slot
         return found
+
+    @property
+    def store(self) -> tuple[int, int]:
+        """Which store the connection's inodes are of; (0, 0): nobody has served yet."""
+        return self._words[_STORE], self._words[_STORE + 1]
+
+    @store.setter
+    def store(self, numbers: tuple[int, int]) -> None:
+        self._words[_STORE], self._words[_STORE + 1] = numbers
 
     def put(self, inode: int, held: Held) -> None:
         slot = self._at.get(inode)

@@ -66,8 +66,8 @@ def _endpoint(options: Mapping[str, str], wasabi: bool) -> str:
 
 
 # What boto3 knows of S3 is the same for all: 0.1 s of JSON that holds the interpreter, and megabytes. (It
-# holds no credentials.)
-_models = functools.cache(botocore.loaders.create_loader)
+# holds no credentials.) Of each path where a profile says that more of it lies there is one.
+_models = functools.lru_cache(4)(botocore.loaders.create_loader)
 
 
 def _session(opening: Opening) -> boto3.Session:
@@ -81,7 +81,7 @@ def _session(opening: Opening) -> boto3.Session:
         aws_session_token=credentials.get("session_token") or None,
         profile_name=opening.options.get("profile") or None,
     )
-    core.register_component("data_loader", _models())
+    core.register_component("data_loader", _models(core.get_config_variable("data_path")))
     return session
 
 

@@ -70,6 +70,15 @@ class Layout:
     def spool(self, ordinal: int) -> str:
         return f"{self.spools}/{ordinal}"
 
+    def identity(self) -> tuple[int, int] | None:
+        """Two numbers that no other store of this machine has, nor this one when its index was made anew;
+        None where there is no store."""
+        try:
+            found = os.stat(self.data)
+        except OSError:
+            return None
+        return found.st_dev, found.st_ino
+
     def version(self) -> int | None:
         """The format that the directory says it has; None where nothing has been made yet."""
         try:

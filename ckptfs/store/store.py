@@ -95,6 +95,11 @@ class Store:
             lock.release()
             raise
 
+    @staticmethod
+    def identity(path: str) -> tuple[int, int] | None:
+        """Which store lies at ``path`` (:meth:`Layout.identity`); it need not be open."""
+        return Layout(os.path.abspath(path)).identity()
+
     @classmethod
     def _open_locked(cls, place: Layout, lock: StoreLock, map_size_bytes: int, open_blobs: int) -> Store:
         version = place.version()

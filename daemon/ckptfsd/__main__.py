@@ -11,6 +11,7 @@ import click
 from ckptfs import __version__
 from ckptfs.errors import CkptfsError
 from ckptfsd.config import Effective, load
+from ckptfsd.log_output import say
 from ckptfsd.logging import escape_text, get_logger
 
 _FLAGS = {
@@ -179,7 +180,7 @@ def _open_standard_streams() -> None:
 
 
 def _fail(message: str, status: int) -> None:
-    print(f"ckptfsd: error: {escape_text(message)}", file=sys.stderr, flush=True)
+    say(f"ckptfsd: error: {escape_text(message)}")
     sys.exit(status)
 
 

@@ -37,6 +37,7 @@ from ckptfs.fuse.mountinfo import at
 from ckptfs.fuse.session import FuseSession, MountConfig
 from ckptfs.model.records import DoctorCheck, StatusInfo
 from ckptfs.store import Store
+from ckptfsd import shown
 from ckptfsd.config import Config, Effective, encode
 from ckptfsd.control.app import build
 from ckptfsd.control.face import Control
@@ -85,11 +86,15 @@ def serve(effective: Effective, held: Held | None = None) -> Order:
     config = effective.config
     admin_gid = group_id(config.control.admin_group, "admin_group") if config.control.admin_group else None
     permissions = Permissions.of_this_process(admin_gid)
+    if held is not None:
+        shown.check(config.store.path, held.introduction.connection)
     # Before trio and its threads: the store checks its index in a child process.
     store = Store.open(
         config.store.path, map_size_bytes=config.store.map_size_bytes, open_blobs=config.store.open_blobs
     )
     try:
+        if held is not None:
+            shown.note(config.store.path, held.introduction.connection)
         if store.recovery:
             _log.info("put right what was left undone", store=store.path, **asdict(store.recovery))
         with ControlSocket(

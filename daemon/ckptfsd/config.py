@@ -83,7 +83,7 @@ class HolderSection(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fi
     # A worker that is not ready, or not gone, in this time is killed.
     start_timeout_seconds: Seconds = 60.0
     stop_timeout_seconds: Seconds = 20.0
-    # In an upgrade: how long the old worker may take to let go; then the upgrade is off.
+    # How long the old worker of an upgrade may take to let go, and one that is prepared to be ready.
     pause_timeout_seconds: Seconds = 10.0
     # A worker whose event loop says nothing for so long is killed. 0: never.
     hang_timeout_seconds: Annotated[float, msgspec.Meta(ge=0, le=86_400)] = 90.0

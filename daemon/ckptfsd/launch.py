@@ -41,6 +41,7 @@ def holder_options(config: Config, worker: list[str]) -> Options:
     return Options(
         mount=mount.path,
         worker=worker,
+        store=os.path.realpath(config.store.path),
         read_ahead_kib=mount.read_ahead_kib,
         max_background=mount.max_background,
         passthrough=mount.passthrough,

@@ -79,18 +79,19 @@ class ControlSocket:
         except BaseException:
             self.socket.close()
             raise
+        if inherited is not None and inherited.path != path:
+            with contextlib.suppress(OSError):
+                if _inode(inherited.path) == inherited.inode:
+                    os.unlink(inherited.path)
 
     def _take(self, inherited: Listener) -> bool:
         """Go on with the socket of the worker before us. False when that is another path now, or somebody
-        took the file away: it is given up then."""
+        took the file away."""
         with contextlib.suppress(OSError):
             if inherited.path == self.path and _inode(self.path) == inherited.inode:
                 self.inode = inherited.inode
                 self.socket = socket.socket(fileno=os.dup(inherited.fd))
                 return True
-        with contextlib.suppress(OSError):
-            if _inode(inherited.path) == inherited.inode:
-                os.unlink(inherited.path)
         return False
 
     def _permit(self, gid: int | None, mode: int) -> None:

@@ -59,7 +59,14 @@ def _run(load: Callable[[], Effective], link: HolderLink, arguments: list[str]) 
         assert effective is not None and order.introduction is not None
         introduction = order.introduction
         try:
-            order = _serve(effective, link, introduction, arguments, note, may_fall_back=not is_upgrade)
+            try:
+                order = _serve(effective, link, introduction, arguments, note)
+            except CkptfsError as error:
+                # Some mistakes are found only in use: a group or a store that is not there, another mount.
+                if is_upgrade or link.was_ready or encode(effective.config) == introduction.configuration:
+                    raise
+                effective, note = _fall_back(introduction, error)
+                order = _serve(effective, link, introduction, arguments, note)
             note = ""
             if order.verb == "pause":
                 link.paused()
@@ -100,43 +107,34 @@ def _stand_by(link: HolderLink, order: Order, mistake: ConfigurationError | None
     return answer
 
 
-def _fall_back(introduction: Introduction, mistake: ConfigurationError) -> tuple[Effective, str]:
+def _fall_back(introduction: Introduction, mistake: CkptfsError) -> tuple[Effective, str]:
     """The configuration of the worker before, which is in force then, and a note about it.
 
     Who edits the file and makes a mistake is told when it is reloaded; a worker that dies meanwhile must not
-    take the mount with it. Raises the mistake when no worker was ready before.
+    take the mount with it. Raises the mistake when no worker was ready before, or none of a version that
+    wrote it as we do.
     """
     if not introduction.configuration:
         raise mistake
-    effective = decode(introduction.configuration)
+    try:
+        effective = decode(introduction.configuration)
+    except ValueError:
+        raise mistake from None
     app.prepare_process(effective)
     _log.error("the configuration has a mistake: going on with the one before", reason=mistake.message)
     return effective, f"{mistake.message}; until that is mended the configuration before it is in force"
 
 
 def _serve(
-    effective: Effective,
-    link: HolderLink,
-    introduction: Introduction,
-    arguments: list[str],
-    note: str,
-    *,
-    may_fall_back: bool,
+    effective: Effective, link: HolderLink, introduction: Introduction, arguments: list[str], note: str
 ) -> Order:
-    """Serve until there is another order; ``note``: why the last upgrade failed. Some mistakes are found only
-    here: a group that does not exist, a mountpoint that is another one now."""
+    """Serve until there is another order; ``note``: why the last upgrade failed."""
 
     def upgrade(python: str) -> None:
         link.upgrade(worker_command(python or sys.executable, arguments))
 
-    try:
-        _check_mount(effective, introduction)
-        return app.serve(effective, app.Held(link, introduction, upgrade, note))
-    except ConfigurationError as mistake:
-        if not may_fall_back or encode(effective.config) == introduction.configuration:
-            raise
-        effective, note = _fall_back(introduction, mistake)
-        return app.serve(effective, app.Held(link, introduction, upgrade, note))
+    _check_mount(effective, introduction)
+    return app.serve(effective, app.Held(link, introduction, upgrade, note))
 
 
 def _next_order(link: HolderLink) -> tuple[Order, str]:
@@ -160,6 +158,8 @@ def _check_native(files: int) -> None:
 
 def _check_mount(effective: Effective, introduction: Introduction) -> None:
     """A mount cannot be moved: jobs have files open there."""
+    if not effective.config.mount.enabled:
+        raise ConfigurationError("[mount] enabled is false now: restart the daemon to take the mount away")
     wanted, held = settled_path(effective.config.mount.path), introduction.connection.mount
     if wanted != held:
         raise ConfigurationError(

@@ -83,6 +83,8 @@ class HolderLink:
         self._last_request = 0
         self._gone = False
         self._listener: Listener | None = None
+        #: This worker has served.
+        self.was_ready = False
         #: The worker that waits for the death of this one (a process number); 0: there is none.
         self.spare_pid = 0
         # What the holder's mailbox had no room for: it was busy, and must not miss the end of a registration.
@@ -140,6 +142,7 @@ class HolderLink:
 
     def ready(self, notes: str = "", configuration: str = "") -> None:
         """``configuration``: ours, for a worker that finds a mistake in the file."""
+        self.was_ready = True
         self._say({"do": "ready", "notes": notes, "configuration": configuration})
 
     def paused(self) -> None:

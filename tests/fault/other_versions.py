@@ -75,8 +75,8 @@ def that_crashes_with_the_connection(folder: Path) -> str:
 
 def that_never_serves(folder: Path) -> str:
     """Says hello, is told to serve, and takes for ever."""
-    line = "        _check_mount(effective, introduction)\n"
-    return changed(folder, {"ckptfsd/worker.py": (line, f"        import time; time.sleep(1000)\n{line}")})
+    line = "    _check_mount(effective, introduction)\n"
+    return changed(folder, {"ckptfsd/worker.py": (line, f"    import time; time.sleep(1000)\n{line}")})
 
 
 def without_the_extension(folder: Path) -> str:

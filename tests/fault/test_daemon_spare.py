@@ -8,9 +8,10 @@ import subprocess
 import time
 from pathlib import Path
 
+import other_versions
 import pytest
 from bare_daemon import kill_and_wait
-from daemon_process import until
+from daemon_process import CKPTFS, until
 from survival import Node, checkpoint, every_kind, memory_kib, node, not_longer, process_name, readers, say
 
 from ckptfs.errors import UpgradeFailed
@@ -129,6 +130,41 @@ def test_an_upgrade_to_nothing_leaves_it_where_it_is(tmp_path: Path) -> None:
         assert f"{spare} in reserve" in serving.daemon.run("status").stdout
         serving.wait_ready(serving.kill_worker() + 1)
         assert serving.worker() == spare
+
+
+def test_it_serves_also_when_the_worker_dies_in_an_upgrade(tmp_path: Path) -> None:
+    """The one that is to be upgraded to has yet to start, and may never."""
+    python = other_versions.that_hangs(tmp_path / "other")
+    config = "[holder]\nstart_timeout_seconds = 3\n"
+    with node(tmp_path, config=config, expected_errors=["upgrade failed"]) as serving:
+        spare = serving.wait_spare()
+        upgrade = subprocess.Popen(
+            [*CKPTFS, "daemon", "upgrade", "--python", python],
+            env=serving.daemon.environment(),
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        until(lambda: len(serving.workers()) == 2, "the next one starts")
+        serving.wait_ready(serving.kill_worker() + 1)
+        assert serving.worker() == spare
+        assert serving.workers()[0] == spare
+        _, said = upgrade.communicate(timeout=20)
+        assert "the upgrade failed" in said
+        until(lambda: serving.events("no upgrade"), "the one that hangs is ended")
+        until(lambda: serving.workers() == [spare], "and gone")
+        serving.wait_spare()
+
+
+def test_an_upgrade_goes_on_behind_it(tmp_path: Path) -> None:
+    with node(tmp_path) as serving:
+        spare = serving.wait_spare()
+        os.kill(serving.holder, signal.SIGHUP)
+        until(lambda: len(serving.workers()) == 2, "the next one starts")
+        count = serving.kill_worker()
+        serving.wait_ready(count + 2)
+        assert serving.ready()[-2] == spare
+        assert serving.daemon.client.status().upgrades == 1
+        until(lambda: process_name(spare) == "", "it has done its work")
 
 
 def test_one_that_hangs_is_not_waited_for(tmp_path: Path) -> None:

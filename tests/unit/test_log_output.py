@@ -96,3 +96,60 @@ def test_a_value_cannot_forge_a_line(capfd: pytest.CaptureFixture[str]) -> None:
     said = capfd.readouterr().err
     assert said.count("\n") == 1
     assert 'name="a\\n2026 [info] forged"' in said
+
+
+def test_half_a_line_spoils_no_other() -> None:
+    reading, writing = os.pipe()
+    script = """
+import fcntl, os, sys
+from ckptfsd.log_output import LogOutput
+pipe = fcntl.fcntl(2, fcntl.F_GETPIPE_SZ)
+os.write(2, b"." * (pipe - 4096 - 1) + b"\\n")
+output = LogOutput()
+output.put(b"x" * 6000 + b"\\n", lambda lost: b"lost %d\\n" % lost)
+print("done", flush=True)
+input()
+output.put(b"next\\n", lambda lost: b"lost %d\\n" % lost)
+"""
+    with subprocess.Popen(
+        [sys.executable, "-c", script],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=writing,
+        text=True,
+    ) as process:
+        os.close(writing)
+        assert process.stdout
+        assert process.stdin
+        assert process.stdout.readline() == "done\n"
+        os.set_blocking(reading, False)
+        said = drained(reading)
+        process.stdin.write("\n")
+        process.stdin.flush()
+        assert process.wait(20) == 0
+        said += drained(reading)
+        os.close(reading)
+    assert said.split(b"\n")[1:] == [b"x" * 4096, b"lost 1", b"next", b""]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="becomes somebody else")
+@pytest.mark.parametrize(
+    ("script", "status"),
+    [("log = Log('json')" + SAY_MUCH.partition("print")[0], 0), ("main()", 2)],
+    ids=["log", "end"],
+)
+def test_nor_do_they_wait_where_the_pipe_is_somebody_elses(script: str, status: int) -> None:
+    """Then it cannot be opened anew."""
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            os.write(writing, b"." * 4096)  # full
+    os.set_blocking(writing, True)
+    before = "import os; from ckptfsd.holder.log import Log; from ckptfsd.__main__ import main\n"
+    become = "os.setgroups([]); os.setgid(65534); os.setuid(65534)\n"
+    command = [sys.executable, "-c", before + become + script, "no-such-command"]
+    done = subprocess.run(command, stderr=writing, timeout=20, check=False)
+    assert done.returncode == status
+    os.close(reading)
+    os.close(writing)

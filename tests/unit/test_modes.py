@@ -181,7 +181,7 @@ def test_a_slot_that_was_not_finished_is_no_slot(table_fd: int) -> None:
     table.load()
     table.put(1, Held(Mode.CACHED, 1))
     table.put(2, Held(Mode.PASSTHROUGH, 1, 9))
-    os.pwrite(table_fd, bytes(8), 8 * 3)  # the inode of slot 0: its second word still there
+    os.pwrite(table_fd, bytes(8), 8 * 5)  # the inode of slot 0: its second word still there
     os.pwrite(table_fd, (3).to_bytes(8, "little"), 8 * 2)  # a slot is used of which nothing is written
     assert ModeTable(table_fd).load() == {2: Held(Mode.PASSTHROUGH, 1, 9)}
 
@@ -277,3 +277,13 @@ def test_the_holder_makes_the_table_that_a_worker_expects() -> None:
     from ckptfs.fuse.mode_table import table_bytes
 
     assert table_bytes() == MODES_BYTES
+
+
+def test_the_store_that_is_shown_is_kept_beside_the_modes(table_fd: int) -> None:
+    first = ModeTable(table_fd)
+    assert first.store == (0, 0)
+    first.store = (7, 1 << 63)
+    bring(Modes(first), "cached 1")
+    again = ModeTable(table_fd)
+    assert again.store == (7, 1 << 63)
+    assert set(again.load()) == {INODE}

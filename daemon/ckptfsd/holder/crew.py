@@ -126,7 +126,7 @@ class Crew:
         limit = self._options.pause_seconds if prepared else self._options.start_seconds
         worker.enter(State.TAKING, within_seconds=limit)
         self.backings.begin()
-        mount = self.mount
+        mount = worker.connection = self.mount
         message = {
             "do": verb,
             "protocol": wire.PROTOCOL,
@@ -155,13 +155,19 @@ class Crew:
             if not told:
                 self.end(worker)
 
-    def promote(self) -> Worker:
-        """The worker died in an upgrade: the next one has its place, and is to be told when the connection is
-        there for it: :meth:`introduce`. What is started if it fails is the version before: it has not shown
-        yet that it can serve."""
-        assert self.next is not None
-        self.worker, self.next = self.next, None
-        return self.worker
+    def promote(self) -> Worker | None:
+        """The worker died. In an upgrade that is far enough the next one has its place, and is to be told
+        when the connection is there for it: :meth:`introduce`. What is started if it fails is the version
+        before: it has not shown yet that it can serve. None: it is for :meth:`start`, and the upgrade goes on
+        behind whoever that is."""
+        following = self.next
+        if following is None or following.killed:
+            return None
+        far = following.state in (State.TAKING, State.STANDBY)
+        if not far and self.spare is not None and self.spare.state is State.STANDBY:
+            return None
+        self.worker, self.next = following, None
+        return following
 
     def watch(self, now: float) -> None:
         """End what takes too long, and start the spare when it is time."""
@@ -274,7 +280,7 @@ class Crew:
             self._log.info("a reload follows when a worker serves")
 
     def _reload_if_asked(self) -> None:
-        if self._reload_again and not self.stopping:
+        if self._reload_again and not self.stopping and self.next is None:
             self._reload_again = False
             self.upgrade(None)
 
@@ -322,7 +328,7 @@ class Crew:
             self.end(self.next)
 
     def prepared(self, worker: Worker) -> None:
-        if worker.state is not State.PREPARING:
+        if worker.state is not State.PREPARING or worker.killed:
             return  # told to leave meanwhile
         worker.enter(State.STANDBY)
         old = self.worker
@@ -330,25 +336,29 @@ class Crew:
             self.tell_to_serve(worker)
         elif worker is self.spare:
             self._tell_of_spare()
-        elif old is None or worker is not self.next:
+        elif worker is self.next:
+            self._pause_for_the_next()
+
+    def _pause_for_the_next(self) -> None:
+        """When both are there: the one that serves may have died, and its spare be on the way."""
+        old, following = self.worker, self.next
+        if old is None or old.state is not State.READY:
             return
-        elif old.state is State.READY:
+        if following is not None and following.state is State.STANDBY and not following.killed:
             old.enter(State.PAUSING, within_seconds=self._options.pause_seconds)
             old.tell({"do": "pause"})
-        else:
-            self._end_upgrade("the old worker is not ready")
 
     def paused(self, worker: Worker) -> None:
         if worker.state is not State.PAUSING:
             return  # told to resume meanwhile
         worker.enter(State.PAUSED)
-        if self.next is not None and self.next.state is State.STANDBY:
+        if self.next is not None and self.next.state is State.STANDBY and not self.next.killed:
             self.tell_to_serve(self.next)
         else:
             self.tell_to_serve(worker, "resume")
 
     def ready(self, worker: Worker, notes: str, configuration: str) -> bool:
-        if worker.state is not State.TAKING:
+        if worker.state is not State.TAKING or worker.killed:
             return False  # told to leave meanwhile
         worker.enter(State.READY)
         worker.ready_at = time.monotonic()
@@ -368,6 +378,7 @@ class Crew:
             self._dismiss_spare()  # of the version before
         self._plan_spare()
         self._tell_of_spare()
+        self._pause_for_the_next()
         self._reload_if_asked()
         return True
 

@@ -12,6 +12,8 @@ from typing import Any
 
 from ckptfsd.holder import wire
 
+_PATH_BYTES = 107  # unix(7)
+
 
 class HeldListener:
     """``path`` and ``inode`` (device, number) say which socket file is ours to remove."""
@@ -25,8 +27,8 @@ class HeldListener:
         """Keep the first of the descriptors, which is taken out of the list. Raises ValueError."""
         if len(descriptors) != 1 or len(inode) != 2:
             raise ValueError("one descriptor and one inode are needed")
-        if b"\0" in os.fsencode(path):
-            raise ValueError("a NUL in the path")
+        if b"\0" in os.fsencode(path) or len(os.fsencode(path)) > _PATH_BYTES:
+            raise ValueError("not a path of a socket")
         numbers = [wire.number(value) for value in inode]
         self._let_go()
         self.fd = descriptors.pop()

@@ -1,7 +1,7 @@
 """What workers say: checked, and then a call of the crew or an answer.
 
 A worker is not trusted further than its work needs. Until it is told to serve it can have nothing done, and
-only the one that has the connection registers files on it. Nothing that it says ends the holder.
+only one that has the connection registers files on it. Nothing that it says ends the holder.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ READY, STOP, LOST = "ready", "stop", "lost"
 _REASON_LENGTH = 4000
 
 _BEFORE_IT_SERVES = (State.STARTING, State.PREPARING, State.STANDBY)
-_HAS_THE_CONNECTION = (State.TAKING, State.READY, State.PAUSING)
+# What is kept for the worker after it, and has to fit into a message to that one.
+_CONFIGURATION_LENGTH = 16_000
 _SAID_BEFORE_IT_SERVES = ("hello", "prepared", "failing", "alive")
 
 
@@ -67,13 +68,15 @@ class Messages:
             crew.prepared(worker)
         elif verb == "ready":
             notes, configuration = str(message.get("notes", "")), str(message.get("configuration", ""))
+            if len(ascii(configuration)) > _CONFIGURATION_LENGTH:
+                configuration = ""
             return READY if crew.ready(worker, notes, configuration) else ""
         elif verb == "paused":
             crew.paused(worker)
         elif verb in ("open", "close", "keep"):
             self._registration(worker, verb, message, descriptors)
         elif verb == "listener":
-            if worker.state in _HAS_THE_CONNECTION:
+            if worker.connection is crew.mount:
                 crew.listener.take(str(message["path"]), message["inode"], descriptors)
         elif verb == "failing":
             worker.reason = str(message["error"])[:_REASON_LENGTH]
@@ -89,9 +92,11 @@ class Messages:
         return ""
 
     def _registration(self, worker: Worker, verb: str, message: wire.Message, descriptors: list[int]) -> None:
-        """From one that leaves a lost connection nothing is taken: its ids mean nothing on this one."""
+        """From one that has another connection, a lost one, nothing is taken: its ids mean nothing on this
+        one. Nor from one that has let go of it."""
         crew = self._crew
-        mount = crew.mount if worker.state in _HAS_THE_CONNECTION else None
+        has_it = worker.connection is crew.mount and worker.state is not State.PAUSED
+        mount = crew.mount if has_it else None
         if verb == "open":
             answer: wire.Message = {"do": "opened", "id": wire.number(message["id"])}
             try:

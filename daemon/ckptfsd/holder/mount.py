@@ -19,7 +19,7 @@ _DEVICE, _FACTS, _MODES = "ckptfs-device", "ckptfs-facts", "ckptfs-modes"
 
 def make(options: Options) -> Connection:
     """Mount. What is dead at the path is cleared first. Raises MountError."""
-    return connection.connect(
+    made = connection.connect(
         options.mount,
         connection.Terms(
             allow_other=options.allow_other,
@@ -30,12 +30,16 @@ def make(options: Options) -> Connection:
             resend=options.resend,
         ),
     )
+    return made._replace(shows=options.store)
 
 
 def adopt(options: Options, stored: dict[str, int]) -> Connection | None:
-    """The connection that the service manager kept, if it is that of the mount we are told and alive."""
+    """The connection that the service manager kept, if it is that of the mount and the store that we are
+    told, and alive."""
     found = _stored(stored)
     if found is None or found.mount != mountinfo.settled_path(options.mount) or found.lost():
+        return None
+    if found.shows != options.store:
         return None
     return found._replace(passthrough=options.passthrough, resend=found.offered.has_resend and options.resend)
 

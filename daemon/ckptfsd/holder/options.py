@@ -15,6 +15,7 @@ class Options(NamedTuple):
 
     mount: str
     worker: list[str]  # the command line of the worker
+    store: str = ""  # the store that the mount shows: another one gets another mount
     allow_other: bool | None = None  # None: where the system lets us
     read_ahead_kib: int = 8192
     max_background: int = 4096
@@ -27,7 +28,7 @@ class Options(NamedTuple):
     # A worker has this long to be ready, and to stop, before it is killed.
     start_seconds: float = 60.0
     stop_seconds: float = 20.0
-    # In an upgrade: how long the old worker may take to let go of the mount.
+    # How long the old worker of an upgrade may take to let go, and one that is prepared to be ready.
     pause_seconds: float = 10.0
     # A worker that has begun to send heartbeats and stops doing so is killed after this. 0: never.
     hang_seconds: float = 90.0

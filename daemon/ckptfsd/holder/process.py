@@ -30,6 +30,7 @@ from ckptfsd.holder.pending import give_up
 from ckptfsd.holder.policy import Death, Restarts
 from ckptfsd.holder.systemd import Manager
 from ckptfsd.holder.worker import State, Worker, protect_from_oom
+from ckptfsd.log_output import say
 from ckptfsd.process_name import set_process_name
 
 # How often the connection is looked at when nothing else happens. (Not more often than systemd's watchdog.)
@@ -158,6 +159,7 @@ class Holder:
         worker = self._crew.start()
         if death is not None:
             self._give_up_requests(death)
+            self._look_at_mount()  # nobody is introduced to one that is lost
         if worker is not None:
             self._crew.introduce(worker)
         elif self._stopping:
@@ -221,11 +223,11 @@ class Holder:
             self._replace(Death(worker.ready_seconds, killed=code == -signal.SIGKILL))
 
     def _replace(self, death: Death) -> None:
-        if self._crew.next is None:
+        promoted = self._crew.promote()
+        if promoted is None:
             self._start_again(death)
             return
         self._restarts.died(death)
-        promoted = self._crew.promote()
         if promoted.state is not State.TAKING:  # it does not have the connection yet
             self._give_up_requests(death)
             self._crew.introduce(promoted)
@@ -315,11 +317,18 @@ def main() -> None:
     try:
         options = parse(os.environ.pop(OPTIONS))
     except (KeyError, TypeError, ValueError) as error:
-        print(f"ckptfsd holder: error: {error}", file=sys.stderr, flush=True)
+        say(f"ckptfsd holder: error: {error}")
         sys.exit(2)
     try:
         status = Holder(options, Manager(os.environ)).run()
     except MountError as error:
-        print(f"ckptfsd: error: {error}", file=sys.stderr, flush=True)
+        say(f"ckptfsd: error: {error}")
         status = error.exit_code
+    except Exception as error:  # Python's own report of it would wait for whoever reads it
+        where = error.__traceback__
+        while where is not None and where.tb_next is not None:
+            where = where.tb_next
+        line = f" (line {where.tb_lineno} of {where.tb_frame.f_code.co_filename})" if where else ""
+        say(f"ckptfsd holder: internal error: {type(error).__name__}: {error}{line}")
+        status = 1
     sys.exit(status)

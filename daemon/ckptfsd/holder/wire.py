@@ -13,6 +13,9 @@ paused                                          the mount and the store are let 
 open             id, with a descriptor          register a backing file; answered by ``opened``
 close            backing                        free a backing id
 keep             backings, more                 in use; when ``more`` is false all others are freed
+listener         path, inode, with a            keep the control socket for the worker after this one
+                 descriptor
+failing          error                          why this worker is about to end
 alive                                           heartbeat
 upgrade          argv (or null: the same)       start a new worker and hand over to it
 stop                                            stop everything, as SIGTERM does

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from enum import Enum
 from typing import NoReturn
 
+from ckptfs.fuse.connection import Connection
 from ckptfsd import privileges
 from ckptfsd.holder import wire
 
@@ -49,11 +50,17 @@ class Worker:
         self.reaped = False
         self.killed = False  # the kernel lets nobody go who waits for a disk
         self.reason = ""  # why it ends, if it said so
+        # Of what it was told to serve. Its ids of registered files mean nothing on another one.
+        self.connection: Connection | None = None
         self.socket, theirs = wire.pair()
         with theirs:
             os.set_inheritable(theirs.fileno(), True)
             environment = {**os.environ, wire.ENVIRONMENT: str(theirs.fileno())}
-            self.pid = _start(argv, environment)
+            try:
+                self.pid = _start(argv, environment)
+            except BaseException:
+                self.socket.close()
+                raise
         with contextlib.suppress(OSError), open(_OOM_SCORE.format(pid=self.pid), "w") as score:
             score.write(oom_score)
 
@@ -94,6 +101,9 @@ def _start(argv: list[str], environment: dict[str, str]) -> int:
         pid = os.fork()
         if pid == 0:
             _become(argv, environment, said)
+    except BaseException:
+        os.close(failure)
+        raise
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
         os.close(said)
