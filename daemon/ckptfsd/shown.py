@@ -8,6 +8,7 @@ after it must have the same.
 
 from __future__ import annotations
 
+import os
 from contextlib import closing
 
 from ckptfs.errors import ConfigurationError
@@ -20,7 +21,10 @@ def check(path: str, connection: Connection) -> None:
     """Before the store at ``path`` is opened, or made. Raises :class:`ConfigurationError`."""
     with closing(ModeTable(connection.modes_fd)) as table:
         shown = table.store
-    if any(shown) and Store.identity(path) != shown:
+    found = Store.identity(path)
+    if found is None and os.path.exists(os.path.join(path, "FORMAT")):
+        return  # it has no index: opening it says so, and what to do
+    if any(shown) and found != shown:
         raise ConfigurationError(
             f"[store] path: at {path!r} is not the store that {connection.mount} shows, and jobs may have "
             "its files open: stop the daemon and start it again to show another one"

@@ -22,7 +22,7 @@ def daemon(tmp_path: Path) -> Iterator[BareDaemon]:
     before = tmp_path / "before"
     before.mkdir()
     daemon = BareDaemon(tmp_path / "d")
-    daemon.prefix = [sys.executable, WITH_KEPT, str(before)]
+    daemon.prefix = [sys.executable, WITH_KEPT, str(before), str(daemon.store)]
     try:
         yield daemon
     finally:
@@ -37,6 +37,18 @@ def test_the_same_path_goes_on(daemon: BareDaemon, tmp_path: Path) -> None:
     assert "adopted=true" in daemon.said()
     assert mounted_at(daemon.mount) == ["fuse.ckptfs"]
     assert os.listdir(daemon.mount) == []
+    assert daemon.stop() == 0
+    assert mounted_at(daemon.mount) == []
+
+
+def test_a_mount_of_another_store_is_made_anew(daemon: BareDaemon, tmp_path: Path) -> None:
+    """Its handles and pages are those of the store before."""
+    daemon.mount = tmp_path / "before"
+    daemon.store = tmp_path / "d" / "another"
+    daemon.start()
+    assert "is taken away: it is not what is wanted now" in daemon.said()
+    assert "adopted=false" in daemon.said()
+    assert mounted_at(daemon.mount) == ["fuse.ckptfs"], "one"
     assert daemon.stop() == 0
     assert mounted_at(daemon.mount) == []
 

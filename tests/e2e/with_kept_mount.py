@@ -1,6 +1,6 @@
 """Run a command as systemd does after a restart: with the connection that the unit had before.
 
-``with_kept_mount.py MOUNTPOINT COMMAND...``
+``with_kept_mount.py MOUNTPOINT STORE COMMAND...``
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _FIRST = 3  # SD_LISTEN_FDS_START
 
 
 def main() -> None:
-    held = connection.connect(sys.argv[1])
+    held = connection.connect(sys.argv[1])._replace(shows=os.path.realpath(sys.argv[2]))
     facts = json.dumps(held.described()).encode()
     described = connection.memory(len(facts))
     os.pwrite(described, facts, 0)
@@ -30,7 +30,7 @@ def main() -> None:
     os.environ["LISTEN_PID"] = str(os.getpid())
     os.environ["LISTEN_FDS"] = str(len(kept))
     os.environ["LISTEN_FDNAMES"] = ":".join(kept)
-    os.execv(sys.argv[2], sys.argv[2:])
+    os.execv(sys.argv[3], sys.argv[3:])
 
 
 main()

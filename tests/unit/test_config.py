@@ -256,7 +256,7 @@ def test_the_defaults_are_those_of_the_parts() -> None:
     assert app.mount_config(config) == MountConfig()
     assert app.server_limits(config) == ServerLimits()
     held = launch.holder_options(load({}, {}, default_file="/no/such").config, [])
-    assert held == Options(mount=held.mount, worker=[])
+    assert held == Options(mount=held.mount, worker=[], store=held.store)
     opened = inspect.signature(Store.open).parameters
     assert config.store.map_size_bytes == opened["map_size_bytes"].default
     assert config.store.open_blobs == opened["open_blobs"].default
