@@ -223,15 +223,15 @@ def test_every_limit_of_the_parts_can_be_configured() -> None:
     """A limit that the configuration cannot reach is a limit without a name."""
     from ckptfs.engine.config import EngineConfig
     from ckptfs.fuse.session import MountConfig
-    from ckptfsd import app, launch
+    from ckptfsd import launch, limits
     from ckptfsd.holder.options import Options
     from ckptfsd.server import ServerLimits
 
     not_for_people = {"min_tasks"}
     for made_by, kind in (
-        (app.engine_config, EngineConfig),
-        (app.mount_config, MountConfig),
-        (app.server_limits, ServerLimits),
+        (limits.engine_config, EngineConfig),
+        (limits.mount_config, MountConfig),
+        (limits.server_limits, ServerLimits),
     ):
         source = inspect.getsource(made_by)
         for field in dataclasses.fields(kind):
@@ -247,14 +247,14 @@ def test_the_defaults_are_those_of_the_parts() -> None:
     from ckptfs.engine.config import EngineConfig
     from ckptfs.fuse.session import MountConfig
     from ckptfs.store import Store
-    from ckptfsd import app, launch
+    from ckptfsd import launch, limits
     from ckptfsd.holder.options import Options
     from ckptfsd.server import ServerLimits
 
     config = load({("mount", "enabled"): False}, {}, default_file="/no/such").config
-    assert app.engine_config(config) == EngineConfig()
-    assert app.mount_config(config) == MountConfig()
-    assert app.server_limits(config) == ServerLimits()
+    assert limits.engine_config(config) == EngineConfig()
+    assert limits.mount_config(config) == MountConfig()
+    assert limits.server_limits(config) == ServerLimits()
     held = launch.holder_options(load({}, {}, default_file="/no/such").config, [])
     assert held == Options(mount=held.mount, worker=[], store=held.store)
     opened = inspect.signature(Store.open).parameters
