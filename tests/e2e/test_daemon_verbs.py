@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import os
@@ -18,8 +19,10 @@ from urllib.parse import quote
 import msgspec
 import pytest
 from bare_daemon import BareDaemon
+from daemon_process import until
 from openapi_spec_validator import validate
 
+from ckptfs.errors import ConnectionError
 from ckptfs.model.records import (
     CheckpointInfo,
     DoctorCheck,
@@ -130,6 +133,7 @@ def test_every_operation_of_the_description_is_answered_as_described(
     described = {(m.upper(), path) for path, item in description["paths"].items() for m in item}
     assert described == {(m, path) for m, path, _, _ in order} | skipped
     ref = "described"
+    upgrades = upgrades_of(daemon)
     for method, path, query, body in order:
         operation = description["paths"][path][method.lower()]
         target = path.replace("{ref}", ref).replace("{job}", "described-job") + query
@@ -147,7 +151,16 @@ def test_every_operation_of_the_description_is_answered_as_described(
         assert ("requestBody" in operation) == (body is not None)
         if method == "PATCH":
             ref = "described-3"
+    # The last of them goes on after its answer, and would interrupt whatever the next test begins.
+    until(lambda: upgrades_of(daemon) > upgrades, "the upgrade is over")
     daemon.client().checkpoints.get("described-2").wait_for("ready", timeout=60)
+
+
+def upgrades_of(daemon: BareDaemon) -> int:
+    """-1: the worker that was asked has gone."""
+    with contextlib.suppress(ConnectionError):
+        return daemon.client().status().upgrades
+    return -1
 
 
 # --- The verbs ------------------------------------------------------------------------------------
