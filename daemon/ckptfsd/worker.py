@@ -62,8 +62,7 @@ def _run(load: Callable[[], Effective], link: HolderLink, arguments: list[str]) 
             try:
                 order = _serve(effective, link, introduction, arguments, note)
             except CkptfsError as error:
-                # Some mistakes are found only in use: a group or a store that is not there, another mount.
-                if is_upgrade or link.was_ready or encode(effective.config) == introduction.configuration:
+                if is_upgrade or not _may_be_a_mistake(error, effective, link, introduction):
                     raise
                 effective, note = _fall_back(introduction, error)
                 order = _serve(effective, link, introduction, arguments, note)
@@ -105,6 +104,15 @@ def _stand_by(link: HolderLink, order: Order, mistake: ConfigurationError | None
     answer = _next_order(link)
     set_process_name("ckptfsd-worker")
     return answer
+
+
+def _may_be_a_mistake(
+    error: CkptfsError, effective: Effective, link: HolderLink, introduction: Introduction
+) -> bool:
+    """Some mistakes in a configuration are found only in use: a group or a store that is not there, another
+    mountpoint. Not one that has been served with, nor one as before; and a connection ends by itself."""
+    changed = encode(effective.config) != introduction.configuration
+    return changed and not link.was_ready and not isinstance(error, MountError)
 
 
 def _fall_back(introduction: Introduction, mistake: CkptfsError) -> tuple[Effective, str]:

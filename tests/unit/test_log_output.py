@@ -36,8 +36,21 @@ log.info("the last one", text="y" * 300)
 @pytest.mark.parametrize("place", ["pipe", "socket"])
 def test_they_wait_for_nobody_and_say_what_was_lost(log: str, place: str) -> None:
     reading, writing = os.pipe() if place == "pipe" else (end.detach() for end in socket.socketpair())
+    said = said_late(log + SAY_MUCH, reading, writing)
+    records = [json.loads(line) for line in said.splitlines()]
+    numbers = [record["number"] for record in records if record["event"] == "an event"]
+    lost = [r["lines"] for r in records if r["event"] == "lines of this log were lost, nobody read them"]
+    assert numbers == sorted(numbers)
+    assert lost
+    assert len(numbers) + sum(lost) == 1000, "each is there, or counted"
+    assert (records[-1]["event"], records[-1]["text"]) == ("the last one", "y" * 300)
+
+
+def said_late(script: str, reading: int, writing: int) -> bytes:
+    """Run a script whose standard error nobody reads before it says "done"; then, before it is told to go on;
+    and what comes after that. The descriptors are closed."""
     with subprocess.Popen(
-        [sys.executable, "-c", log + SAY_MUCH],
+        [sys.executable, "-c", script],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=writing,
@@ -54,13 +67,7 @@ def test_they_wait_for_nobody_and_say_what_was_lost(log: str, place: str) -> Non
         assert process.wait(20) == 0
         said += drained(reading)
         os.close(reading)
-    records = [json.loads(line) for line in said.splitlines()]
-    numbers = [record["number"] for record in records if record["event"] == "an event"]
-    lost = [r["lines"] for r in records if r["event"] == "lines of this log were lost, nobody read them"]
-    assert numbers == sorted(numbers)
-    assert lost
-    assert len(numbers) + sum(lost) == 1000, "each is there, or counted"
-    assert (records[-1]["event"], records[-1]["text"]) == ("the last one", "y" * 300)
+    return said
 
 
 def drained(fd: int) -> bytes:
@@ -111,24 +118,7 @@ print("done", flush=True)
 input()
 output.put(b"next\\n", lambda lost: b"lost %d\\n" % lost)
 """
-    with subprocess.Popen(
-        [sys.executable, "-c", script],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=writing,
-        text=True,
-    ) as process:
-        os.close(writing)
-        assert process.stdout
-        assert process.stdin
-        assert process.stdout.readline() == "done\n"
-        os.set_blocking(reading, False)
-        said = drained(reading)
-        process.stdin.write("\n")
-        process.stdin.flush()
-        assert process.wait(20) == 0
-        said += drained(reading)
-        os.close(reading)
+    said = said_late(script, reading, writing)
     assert said.split(b"\n")[1:] == [b"x" * 4096, b"lost 1", b"next", b""]
 
 
